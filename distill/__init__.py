@@ -1,0 +1,1 @@
+"""Training, export and evaluation of the emoji-scene SDXL checkpoint in ``models/demo``."""

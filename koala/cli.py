@@ -1,0 +1,171 @@
+"""The ``koala`` command."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from koala import __version__
+from koala.settings import Settings
+
+app = typer.Typer(
+    name="koala",
+    help="Text-to-image serving for the KOALA models. Settings come from KOALA_* variables.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+Host = Annotated[str | None, typer.Option(help="Address to listen on (KOALA_HOST).")]
+Port = Annotated[int | None, typer.Option(help="Port to listen on (KOALA_PORT).")]
+Model = Annotated[str | None, typer.Option(help="Model to serve (KOALA_MODEL).")]
+
+
+def fail(message: str) -> typer.Exit:
+    """Say what is wrong in one line on stderr; raise what this returns."""
+    err.print(f"[red]koala:[/red] {escape(message)}", soft_wrap=True)
+    return typer.Exit(1)
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """Settings from the environment, with the command line's options on top.
+
+    Raises:
+        typer.Exit: A value is malformed; a line on stderr names the variable.
+    """
+    try:
+        return Settings(**{key: value for key, value in overrides.items() if value is not None})
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = "_".join(str(part) for part in first["loc"]).upper()
+        message = first["msg"].removeprefix("Value error, ")
+        raise fail(f"KOALA_{name}: {message}" if name else message) from None
+
+
+@app.callback(invoke_without_command=True)
+def main(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    """Text-to-image serving for the KOALA models."""
+    if version:
+        out.print(f"koala-serve {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def up(
+    host: Host = None,
+    port: Port = None,
+    model: Model = None,
+    workers: Annotated[int | None, typer.Option(help="Workers to start (KOALA_WORKERS).")] = None,
+) -> None:
+    """Run everything: embedded server, workers and gateway; Ctrl-C ends all."""
+    from koala.commands.up import run
+
+    raise typer.Exit(run(load_settings(host=host, port=port, model=model, workers=workers)))
+
+
+@app.command()
+def serve(host: Host = None, port: Port = None, model: Model = None) -> None:
+    """Run the gateway."""
+    from koala import logs
+    from service.run import run
+
+    settings = load_settings(host=host, port=port, model=model)
+    logs.configure(settings)
+    raise typer.Exit(run(settings))
+
+
+@app.command()
+def work(model: Model = None) -> None:
+    """Run one worker."""
+    from koala import logs
+
+    settings = load_settings(model=model)
+    logs.configure(settings)
+    # Both speak at import already, of optional parts that a worker does not use.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    try:
+        from worker.run import run
+    except ModuleNotFoundError as error:
+        if str(error.name).startswith(("koala", "worker")):
+            raise
+        raise fail(
+            f"A worker needs {error.name}: run `pip install 'koala-serve[worker]'`."
+        ) from None
+    raise typer.Exit(run(settings))
+
+
+@app.command()
+def generate(
+    prompt: Annotated[str, typer.Argument(help="What to draw.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="File to write; `-2`, ... is added for n.")
+    ] = None,
+    n: Annotated[int, typer.Option("--n", "-n", help="Number of images.")] = 1,
+    size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT in pixels.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="Guidance scale.")] = None,
+    negative: Annotated[str | None, typer.Option(help="What to keep out of the image.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the first image.")] = None,
+    url: Annotated[
+        str, typer.Option(help="The gateway.", envvar="KOALA_URL")
+    ] = "http://127.0.0.1:8000",
+) -> None:
+    """Draw images on a running server and write them to files."""
+    from koala.client import ServerError
+    from koala.commands.generate import run
+
+    request = {
+        "prompt": prompt,
+        "n": n,
+        "size": size,
+        "num_inference_steps": steps,
+        "guidance_scale": guidance,
+        "negative_prompt": negative,
+        "seed": seed,
+    }
+    try:
+        run(url, {k: v for k, v in request.items() if v is not None}, output, out)
+    except ServerError as error:
+        raise fail(str(error)) from None
+    except OSError as error:
+        raise fail(f"{error.filename}: {error.strerror}") from None
+
+
+@app.command()
+def models() -> None:
+    """List the models known by name."""
+    from koala.catalogue import CATALOGUE
+
+    table = Table(box=None, header_style="bold")
+    for column in ("name", "size", "steps", "guidance", "source"):
+        table.add_column(column, no_wrap=column == "name", overflow="fold")
+    for card in CATALOGUE:
+        table.add_row(
+            card.id,
+            f"{card.native_side} px",
+            str(card.steps),
+            f"{card.guidance_scale:g}",
+            "in this package" if Path(card.source).is_absolute() else card.source,
+        )
+    out.print(table)
+    out.print("Any other SDXL-shaped diffusers folder or hub id works too: set KOALA_MODEL to it.")
+
+
+@app.command()
+def doctor() -> None:
+    """Say what is reachable, what is installed and what fits."""
+    from koala.commands.doctor import run
+
+    if not run(load_settings(), out):
+        sys.exit(1)

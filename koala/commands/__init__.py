@@ -1,0 +1,1 @@
+"""What the longer subcommands of ``koala`` do."""

@@ -1,0 +1,159 @@
+"""``koala up``: the whole service on one machine, supervised."""
+
+import json
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+
+import httpx
+import redis
+from rich.console import Console
+
+from koala import embedded, logs
+from koala.catalogue import resolve
+from koala.connections import connect
+from koala.errors import ModelNotFound
+from koala.settings import Settings
+from koala.supervisor import Part, PartFailed, Supervisor
+
+
+def run(settings: Settings) -> int:
+    """Run all parts until Ctrl-C or SIGTERM; the exit code.
+
+    Problems that a restart cannot cure (a taken port, an unreachable Redis, an unknown model)
+    are one line on stderr and exit code 1.
+    """
+    logs.configure(settings)
+    console = Console(stderr=True, highlight=False)
+    supervisor = Supervisor(settings.drain_seconds)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: supervisor.request_stop())
+    try:
+        settings = _check(settings)
+        _start(supervisor, settings)
+        console.print(f"koala: loading {settings.model} ...", markup=False)
+        if supervisor.wait_for(lambda: _is_ready(settings)):
+            console.print(_welcome(settings), soft_wrap=True)
+        supervisor.run()
+        console.print("koala: stopping")
+        return 0
+    except (PartFailed, _CannotStart, embedded.EmbeddedServerError, ModelNotFound) as error:
+        console.print("[red]koala:[/red] ", end="")
+        console.print(str(error), markup=False, soft_wrap=True)
+        return 1
+    finally:
+        supervisor.stop()
+
+
+class _CannotStart(Exception):
+    """A check before the start failed."""
+
+
+def _check(settings: Settings) -> Settings:
+    resolve(settings.model, settings.model_revision)
+    if not settings.listens_on_loopback and not settings.allow_anonymous:
+        raise _CannotStart(
+            f"KOALA_HOST {settings.host} is reachable from other machines and nobody has to log "
+            "in: set KOALA_ALLOW_ANONYMOUS=1 if that is what you want."
+        )
+    if settings.redis_url is not None:
+        _check_redis(settings)
+    return settings.model_copy(update={"port": _free_port(settings)})
+
+
+def _free_port(settings: Settings) -> int:
+    try:
+        [(family, _, _, _, address), *_] = socket.getaddrinfo(
+            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+            probe.listen()
+            port: int = probe.getsockname()[1]
+    except OSError as error:
+        raise _CannotStart(
+            f"Cannot listen on {settings.host}:{settings.port}: {error.strerror}. Set KOALA_HOST "
+            "or KOALA_PORT to something else."
+        ) from None
+    return port
+
+
+def _check_redis(settings: Settings) -> None:
+    try:
+        client = connect(settings)
+    except ValueError as error:
+        raise _CannotStart(f"KOALA_REDIS_URL: {error}.") from None
+    try:
+        client.ping()
+    except redis.RedisError as error:
+        raise _CannotStart(f"No Redis at KOALA_REDIS_URL: {error}") from None
+    finally:
+        client.close()
+
+
+def _start(supervisor: Supervisor, settings: Settings) -> None:
+    env = _environment(settings)
+    if settings.redis_url is None:
+        command = embedded.prepare(settings)
+        supervisor.add(Part("embedded server", command, env, last_to_stop=True))
+        embedded.wait_until_ready(settings)
+    koala = [sys.executable, "-m", "koala"]
+    supervisor.add(Part("gateway", [*koala, "serve"], env))
+    for i in range(settings.workers):
+        name = "worker" if settings.workers == 1 else f"worker {i + 1}"
+        supervisor.add(Part(name, [*koala, "work"], env | _share(settings, i)))
+
+
+def _share(settings: Settings, index: int) -> dict[str, str]:
+    """What worker ``index`` gets of the machine, where the settings leave it open."""
+    share = {}
+    if settings.metrics_port:
+        share["KOALA_METRICS_PORT"] = str(settings.metrics_port + index)
+    if settings.workers > 1:
+        # The driver's own list: asking torch would cost seconds and memory here.
+        gpus = len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
+        if settings.device == "auto" and gpus > 1:
+            share["KOALA_DEVICE"] = f"cuda:{index % gpus}"
+        if settings.torch_threads is None:
+            cores = os.cpu_count() or 1
+            share["KOALA_TORCH_THREADS"] = str(max(1, cores // settings.workers))
+    return share
+
+
+def _environment(settings: Settings) -> dict[str, str]:
+    # The parts read the same settings as we did, options of the command line included.
+    ours = {
+        f"KOALA_{name.upper()}": value if isinstance(value, str) else json.dumps(value)
+        for name, value in settings.model_dump(mode="json").items()
+        if value is not None
+    }
+    return {**os.environ, **ours, "KOALA_DATA_DIR": str(settings.data_dir.resolve())}
+
+
+def _base_url(settings: Settings) -> str:
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    return f"http://{'127.0.0.1' if host in ('0.0.0.0', '[::]') else host}:{settings.port}"
+
+
+def _is_ready(settings: Settings) -> bool:
+    try:
+        # No proxy stands between us and our own gateway, whatever the environment says.
+        return httpx.get(f"{_base_url(settings)}/readyz", timeout=2, trust_env=False).is_success
+    except httpx.HTTPError:
+        return False
+
+
+def _welcome(settings: Settings) -> str:
+    base = _base_url(settings)
+    card = resolve(settings.model, settings.model_revision)
+    prompt = "a koala on a blue background" if card.id == "koala-demo" else "a koala in a tree"
+    return (
+        f"\n[bold green]koala is ready[/bold green] with {card.id} at [bold]{base}[/bold]  "
+        "(Ctrl-C stops it)\n\n"
+        f"  curl -s {base}/v1/images/generations -H 'Content-Type: application/json' \\\n"
+        f'    -d \'{{"prompt": "{prompt}"}}\' | grep -o \'http[^"]*png\' | '
+        "xargs curl -so koala.png\n"
+    )

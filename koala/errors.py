@@ -1,0 +1,153 @@
+"""Every error a client can see, in one hierarchy that knows its HTTP face.
+
+The body follows OpenAI's form ``{"error": {"message", "type", "param", "code"}}``. ``should_retry``
+becomes the ``x-should-retry`` header, which the ``openai`` client obeys before anything else.
+"""
+
+from typing import Any, ClassVar
+
+
+class KoalaError(Exception):
+    """Base of all errors with a meaning for the client.
+
+    Args:
+        message: A full sentence for a person.
+        param: The request field at fault, if one is.
+        code: A machine-readable reason that overrides the class's own.
+        retry_after: Seconds until a retry is worth it.
+        headers: More response headers.
+    """
+
+    status: ClassVar[int] = 500
+    type: ClassVar[str] = "server_error"
+    default_code: ClassVar[str | None] = "internal_error"
+    should_retry: ClassVar[bool | None] = None
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after: float | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.code = code or self.default_code
+        self.retry_after = retry_after
+        self.headers = dict(headers or {})
+
+    def body(self) -> dict[str, Any]:
+        """The JSON body of the response, in OpenAI's form."""
+        return {
+            "error": {
+                "message": self.message,
+                "type": self.type,
+                "param": self.param,
+                "code": self.code,
+            }
+        }
+
+    def response_headers(self) -> dict[str, str]:
+        """``Retry-After`` and ``x-should-retry`` where they apply, and the error's own headers."""
+        headers = dict(self.headers)
+        if self.retry_after is not None:
+            headers["Retry-After"] = str(max(1, round(self.retry_after)))
+        if self.should_retry is not None:
+            headers["x-should-retry"] = "true" if self.should_retry else "false"
+        return headers
+
+
+class InvalidRequest(KoalaError):
+    """A field or the body cannot be honoured; ``param`` names the field."""
+
+    status = 400
+    type = "invalid_request_error"
+    default_code = "invalid_value"
+
+
+class PayloadTooLarge(InvalidRequest):
+    """The request body is over ``KOALA_MAX_BODY_BYTES``."""
+
+    status = 413
+    default_code = "request_too_large"
+
+
+class UnsupportedMediaType(InvalidRequest):
+    """The request body is not ``application/json``."""
+
+    status = 415
+    default_code = "unsupported_media_type"
+
+
+class NotFound(InvalidRequest):
+    """There is nothing at this address."""
+
+    status = 404
+    default_code = "not_found"
+
+
+class ModelNotFound(NotFound):
+    """The request names a model that is not served here."""
+
+    default_code = "model_not_found"
+
+
+class JobNotFound(NotFound):
+    """No such job: it never was, or its result has expired."""
+
+    default_code = "job_not_found"
+
+
+class ImageNotFound(NotFound):
+    """No such image: it never was, or it has expired."""
+
+    default_code = "image_not_found"
+
+
+class MethodNotAllowed(InvalidRequest):
+    """The address exists, the method does not."""
+
+    status = 405
+    default_code = "method_not_allowed"
+
+
+class QueueFull(KoalaError):
+    """Admission refused: ``KOALA_MAX_QUEUED`` jobs are waiting already."""
+
+    status = 429
+    type = "rate_limit_error"
+    default_code = "queue_full"
+
+
+class JobFailed(KoalaError):
+    """The job ran and failed; the code says why. A repeat of the request would fail alike."""
+
+    default_code = "generation_failed"
+    should_retry = False
+
+
+class JobCancelled(KoalaError):
+    """The job was cancelled before it finished."""
+
+    status = 409
+    type = "invalid_request_error"
+    default_code = "job_cancelled"
+    should_retry = False
+
+
+class QueueUnavailable(KoalaError):
+    """Redis cannot be reached right now."""
+
+    status = 503
+    default_code = "queue_unavailable"
+
+
+class WaitTimeout(KoalaError):
+    """A waiting call ran into ``KOALA_SYNC_TIMEOUT``; the job itself goes on."""
+
+    status = 504
+    default_code = "wait_timeout"
+    should_retry = False

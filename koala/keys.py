@@ -1,0 +1,71 @@
+"""Names of everything this project keeps in Redis beside RQ's own keys."""
+
+from dataclasses import dataclass
+from typing import Final
+
+# The only function a worker will run. Nothing is ever imported by this name: it is a label that
+# the worker's allow-list compares with.
+GENERATE: Final = "koala.generate"
+
+JOB_PREFIX: Final = "rq:job:"
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """Redis keys of one queue."""
+
+    queue: str
+
+    @property
+    def pending(self) -> str:
+        """RQ's list of queued job ids, next one first."""
+        return f"rq:queue:{self.queue}"
+
+    @property
+    def intermediate(self) -> str:
+        """RQ's list of jobs popped but not yet claimed."""
+        return f"{self.pending}:intermediate"
+
+    @property
+    def started(self) -> str:
+        """RQ's registry of running executions (``job:execution`` by expiry)."""
+        return f"rq:wip:{self.queue}"
+
+    @property
+    def index(self) -> str:
+        """Sorted set of all known job ids by time of creation."""
+        return f"koala:{self.queue}:jobs"
+
+    @property
+    def leases(self) -> str:
+        """Sorted set of claimed job ids by the time their lease ends (ms)."""
+        return f"koala:{self.queue}:leases"
+
+    @property
+    def unclaimed(self) -> str:
+        """Sorted set of popped, unclaimed job ids by the time they were first seen so (ms)."""
+        return f"koala:{self.queue}:unclaimed"
+
+    @property
+    def workers(self) -> str:
+        """Hash of worker name to what the worker says of itself."""
+        return f"koala:{self.queue}:workers"
+
+    @property
+    def wake(self) -> str:
+        """Pub/sub channel that carries ``<job id> <event type>``; data is in the streams."""
+        return f"koala:{self.queue}:wake"
+
+    def events(self, job_id: str) -> str:
+        """The stream of one job's events."""
+        return f"koala:{self.queue}:events:{job_id}"
+
+    @staticmethod
+    def job(job_id: str) -> str:
+        """RQ's hash of one job."""
+        return f"{JOB_PREFIX}{job_id}"
+
+    @staticmethod
+    def results(job_id: str) -> str:
+        """RQ's stream of one job's results."""
+        return f"rq:results:{job_id}"

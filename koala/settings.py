@@ -1,0 +1,159 @@
+"""All configuration, read once at the edge and passed in; nothing deeper reads the environment."""
+
+import hashlib
+import tempfile
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+# A Unix socket's address holds 108 bytes on Linux, 104 on macOS.
+_LONGEST_SOCKET_PATH = 100
+
+
+class Settings(BaseSettings):
+    """Settings of every part, from ``KOALA_*`` environment variables.
+
+    Raises:
+        pydantic.ValidationError: A value is malformed; the message names the variable.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix="KOALA_", env_ignore_empty=True, frozen=True, validate_default=True
+    )
+
+    redis_url: str | None = Field(
+        None,
+        description="Redis or Valkey to use. Unset: the server embedded in `koala up`, "
+        "on a socket in the data directory.",
+    )
+    queue: Annotated[str, Field(pattern=r"^[a-z0-9_-]{1,64}$")] = Field(
+        "koala", description="Name of the RQ queue; parts that share it work together."
+    )
+    data_dir: Path = Field(
+        Path(".koala"), description="Folder for the embedded server's data and for images."
+    )
+    image_store: str | None = Field(
+        None,
+        description="Where images are stored: a folder or any fsspec URL. "
+        "Unset: `images` in the data directory.",
+    )
+    model: str = Field(
+        "koala-demo",
+        min_length=1,
+        description="Model to serve: a name from `koala models`, a hub id, or a diffusers folder.",
+    )
+    model_revision: str | None = Field(
+        None, description="Commit, tag or branch of the hub repository. Unset: its newest commit."
+    )
+    device: str = Field("auto", description="`auto`, `cpu`, `cuda` or `cuda:N`.")
+    torch_threads: int | None = Field(
+        None, ge=1, le=256, description="CPU threads of a worker's torch. Unset: all cores."
+    )
+    max_batch_rows: int | None = Field(
+        None,
+        ge=1,
+        le=1024,
+        description="Most rows of one U-Net call; an image with guidance takes two. "
+        "Unset: the model's default.",
+    )
+    workers: int = Field(1, ge=1, le=64, description="Workers that `koala up` starts.")
+    host: str = Field("127.0.0.1", description="Address the gateway listens on.")
+    port: int = Field(8000, ge=0, le=65535, description="Port of the gateway; 0 picks a free one.")
+    metrics_host: str = Field(
+        "127.0.0.1", description="Address that a worker's `/metrics` listens on."
+    )
+    metrics_port: int = Field(
+        0,
+        ge=0,
+        le=65535,
+        description="Port of the first worker's `/metrics`, the next ones count up; "
+        "0 picks free ones.",
+    )
+    allow_anonymous: bool = Field(
+        False, description="Listen on other than loopback addresses although nobody logs in."
+    )
+    public_url: str | None = Field(
+        None,
+        pattern=r"^https?://[^/].*$",
+        description="Base of the image URLs. Unset: the address the request came to.",
+    )
+    sync_timeout: float = Field(
+        300.0, gt=0, le=3600, description="Seconds a call waits for its image before it gets a 504."
+    )
+    max_queued: int = Field(
+        256, ge=1, le=100_000, description="Most jobs waiting in the queue; past it, a 429."
+    )
+    max_prompt_chars: int = Field(
+        4000, ge=1, le=32_000, description="Longest prompt and negative prompt, in characters."
+    )
+    max_body_bytes: int = Field(
+        131_072, ge=1024, le=16_777_216, description="Largest request body, in bytes."
+    )
+    job_timeout: int = Field(
+        600, ge=1, le=86_400, description="Seconds a job may run before it fails."
+    )
+    result_ttl: int = Field(
+        86_400, ge=1, le=31_536_000, description="Seconds that a job and its result are kept."
+    )
+    lease_seconds: float = Field(
+        8.0,
+        ge=0.5,
+        le=300,
+        description="A job whose worker gave no sign for so long goes back to the queue.",
+    )
+    heartbeat_seconds: float = Field(
+        2.0, ge=0.1, le=60, description="Seconds between two signs of life of a worker."
+    )
+    max_attempts: int = Field(
+        3, ge=1, le=100, description="A job that killed so many workers fails instead of rerunning."
+    )
+    drain_seconds: float = Field(
+        7.0, ge=0, le=3600, description="Seconds a stopping worker may spend on jobs in flight."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Least severe log line to write."
+    )
+    log_format: Literal["auto", "console", "json"] = Field(
+        "auto", description="`auto`: console on a terminal, JSON elsewhere."
+    )
+
+    @model_validator(mode="after")
+    def _lease_outlives_heartbeats(self) -> Self:
+        if self.lease_seconds < 2 * self.heartbeat_seconds:
+            raise ValueError(
+                "KOALA_LEASE_SECONDS must be at least twice KOALA_HEARTBEAT_SECONDS, or one late "
+                "heartbeat loses a job"
+            )
+        return self
+
+    @property
+    def resolved_redis_url(self) -> str:
+        """The server to connect to: ``redis_url``, or the embedded server's socket."""
+        return self.redis_url or f"unix://{self.embedded_socket}"
+
+    @property
+    def embedded_socket(self) -> Path:
+        """The embedded server's socket; in the temporary folder where the path gets too long."""
+        path = self.data_dir.resolve() / "valkey.sock"
+        if len(str(path)) <= _LONGEST_SOCKET_PATH:
+            return path
+        digest = hashlib.sha256(str(path).encode()).hexdigest()[:16]
+        return Path(tempfile.gettempdir()) / f"koala-{digest}" / "valkey.sock"
+
+    @property
+    def resolved_image_store(self) -> str:
+        """``image_store``, or the folder ``images`` in the data directory."""
+        return self.image_store or str(self.data_dir.resolve() / "images")
+
+    @property
+    def listens_on_loopback(self) -> bool:
+        """Whether only this machine can reach the gateway."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ip_address(self.host).is_loopback
+        except ValueError:
+            return False

@@ -1,0 +1,112 @@
+"""What travels through the queue: a job's spec on the way in, its result on the way out."""
+
+from datetime import datetime
+from typing import Final, Literal
+from uuid import uuid4
+
+from pydantic import BaseModel, ConfigDict, Field
+
+OutputFormat = Literal["png", "jpeg", "webp"]
+ResponseFormat = Literal["url", "b64_json"]
+Quality = Literal["low", "medium", "high", "xhigh", "max"]
+
+# The largest integer that JSON readers with double precision keep exact.
+MAX_SEED: Final = 2**53 - 1
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class JobSpec(_Frozen):
+    """One request as the worker runs it: every default filled in, every value checked.
+
+    Image ``i`` of ``n`` is drawn with seed ``seed + i``, so that any of them can be had again
+    alone. ``width`` and ``height`` are pixels. ``images_id`` is random, so that image names cannot
+    be guessed, and fixed per job, so that a second run overwrites the first one's files.
+    """
+
+    prompt: str
+    negative_prompt: str | None = None
+    model: str
+    width: int
+    height: int
+    n: int = Field(ge=1, le=10)
+    num_inference_steps: int = Field(ge=1)
+    guidance_scale: float = Field(ge=0)
+    seed: int = Field(ge=0, le=MAX_SEED)
+    output_format: OutputFormat = "png"
+    output_compression: int = Field(100, ge=0, le=100)
+    quality: Quality = "medium"
+    response_format: ResponseFormat = "url"
+    user: str | None = None
+    images_id: str = Field(default_factory=lambda: uuid4().hex, pattern=r"^[0-9a-f]{32}$")
+
+    def image_name(self, index: int) -> str:
+        """The name of image ``index`` (from 0) in the image store."""
+        return f"{self.images_id}-{index}.{self.output_format}"
+
+    def image_seed(self, index: int) -> int:
+        """The seed of image ``index`` (from 0)."""
+        return self.seed + index
+
+    @property
+    def total_steps(self) -> int:
+        """Denoising steps over all images of the job."""
+        return self.n * self.num_inference_steps
+
+
+class ImageRef(_Frozen):
+    """One stored image."""
+
+    name: str
+    seed: int
+    size_bytes: int
+
+
+class Usage(_Frozen):
+    """Tokens as CLIP counts them, begin and end marks left out; images count no tokens."""
+
+    text_tokens: int
+
+
+class JobResult(_Frozen):
+    """What a worker leaves when a job is done. Times are in seconds."""
+
+    images: list[ImageRef]
+    usage: Usage
+    denoise_seconds: float
+    decode_and_store_seconds: float
+    warnings: list[str] = []
+
+
+class JobError(_Frozen):
+    """Why a job failed: a sentence for people and a code for programs."""
+
+    message: str
+    code: str = "generation_failed"
+
+
+class Progress(_Frozen):
+    """Denoising steps done, and in all, over all images of the job."""
+
+    step: int
+    steps: int
+
+
+class JobRecord(_Frozen):
+    """A job as it stands in Redis right now. Times are aware UTC datetimes."""
+
+    id: str
+    state: Literal["queued", "in_progress", "completed", "failed", "cancelled"]
+    spec: JobSpec
+    created_at: datetime
+    started_at: datetime | None = None
+    ended_at: datetime | None = None
+    expires_at: datetime | None = None
+    position: int | None = Field(None, description="Jobs ahead in the queue, while queued.")
+    progress: Progress
+    attempts: int = Field(0, description="Runs that ended with the worker's death.")
+    worker: str | None = None
+    result: JobResult | None = None
+    error: JobError | None = None

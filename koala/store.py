@@ -1,0 +1,67 @@
+"""The image store: a folder, or anything else that fsspec reaches."""
+
+import re
+from contextlib import suppress
+from typing import Final
+from uuid import uuid4
+
+import fsspec
+
+from koala.errors import ImageNotFound
+
+IMAGE_NAME: Final = re.compile(r"[0-9a-f]{32}-\d{1,2}\.(png|jpeg|webp)")
+MEDIA_TYPES: Final = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
+
+
+class ImageStore:
+    """Puts and gets whole images by name. Its calls block; async callers use a thread.
+
+    Args:
+        url: A folder or an fsspec URL such as ``s3://bucket/images``.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._fs, self._root = fsspec.core.url_to_fs(url)
+
+    def put(self, name: str, data: bytes) -> None:
+        """Store ``data`` under ``name``, replacing what is there, all or nothing.
+
+        Raises:
+            ValueError: ``name`` is no image name.
+            OSError: The store is full, read-only or out of reach.
+        """
+        if not IMAGE_NAME.fullmatch(name):
+            raise ValueError(f"not an image name: {name!r}")
+        # A reader must never see half a file, so the bytes arrive under a name nobody asks for.
+        temporary = f"{self._root}/.{name}.{uuid4().hex[:8]}"
+        self._fs.makedirs(self._root, exist_ok=True)
+        try:
+            self._fs.pipe_file(temporary, data)
+            self._fs.mv(temporary, f"{self._root}/{name}")
+        except OSError:
+            # A full disk must not fill up further with halves.
+            with suppress(OSError):
+                self._fs.rm_file(temporary)
+            raise
+
+    def get(self, name: str) -> bytes:
+        """The bytes of an image.
+
+        Raises:
+            ImageNotFound: There is no such image, or ``name`` is no image name.
+            OSError: The store is out of reach.
+        """
+        if not IMAGE_NAME.fullmatch(name):
+            raise ImageNotFound(f"There is no image {name[:80]!r}.", param="name")
+        try:
+            data: bytes = self._fs.cat_file(f"{self._root}/{name}")
+        except FileNotFoundError:
+            raise ImageNotFound(
+                f"There is no image {name!r}: it never was, or it has expired.", param="name"
+            ) from None
+        return data
+
+    @staticmethod
+    def media_type(name: str) -> str:
+        """The media type of an image, from its name."""
+        return MEDIA_TYPES[name.rsplit(".", 1)[1]]

@@ -1,0 +1,71 @@
+"""What a worker says of itself, and who of them is alive."""
+
+from datetime import UTC, datetime
+
+import redis
+import redis.asyncio
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from koala.keys import Keys
+
+
+class WorkerAd(BaseModel):
+    """A worker's own account of itself, renewed with every heartbeat.
+
+    ``rows`` and ``max_rows`` count rows of the U-Net batch (two for an image with guidance);
+    ``expires_at`` is when the account is void unless renewed.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    model: str
+    device: str
+    dtype: str
+    version: str
+    started_at: datetime
+    expires_at: datetime
+    jobs_in_flight: int
+    rows: int
+    max_rows: int
+    images_total: int
+    images_per_second: float | None = None
+    seconds_per_step: float | None = None
+    metrics_url: str | None = None
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the account is still good."""
+        return self.expires_at > datetime.now(UTC)
+
+
+def advertise(connection: redis.Redis, keys: Keys, ad: WorkerAd) -> None:
+    """Write or renew a worker's account."""
+    connection.hset(keys.workers, ad.name, ad.model_dump_json())
+
+
+def withdraw(connection: redis.Redis, keys: Keys, name: str) -> None:
+    """Remove a worker's account."""
+    connection.hdel(keys.workers, name)
+
+
+def forget_dead(connection: redis.Redis, keys: Keys) -> None:
+    """Remove the accounts of workers that went without a word, and those nobody can read."""
+    for name, raw in connection.hgetall(keys.workers).items():
+        ad = _parse(raw)
+        if ad is None or not ad.is_alive:
+            connection.hdel(keys.workers, name)
+
+
+async def alive(connection: redis.asyncio.Redis, keys: Keys) -> list[WorkerAd]:
+    """The accounts of all live workers of a queue, by name."""
+    ads = [_parse(raw) for raw in (await connection.hgetall(keys.workers)).values()]
+    return sorted((ad for ad in ads if ad and ad.is_alive), key=lambda ad: ad.name)
+
+
+def _parse(raw: bytes | str) -> WorkerAd | None:
+    try:
+        return WorkerAd.model_validate_json(raw)
+    except ValidationError:
+        # Left by another version of this software; its worker speaks for itself soon, or is dead.
+        return None

@@ -1,0 +1,76 @@
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from koala.settings import Settings
+
+README = Path(__file__).parents[2] / "README.md"
+
+
+def test_the_readme_table_names_every_setting_with_its_default_and_description() -> None:
+    rows = {
+        cells[0].strip("` "): cells[1:]
+        for line in README.read_text().splitlines()
+        if line.startswith("| `KOALA_")
+        for cells in [[cell.strip() for cell in line.strip("|").split("|")]]
+    }
+    fields = {f"KOALA_{name.upper()}": field for name, field in Settings.model_fields.items()}
+    assert rows.keys() == fields.keys()
+    for name, field in fields.items():
+        default = "" if field.default is None else f"`{field.default}`"
+        assert rows[name] == [default, field.description], name
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("KOALA_PORT", "70000"),
+        ("KOALA_QUEUE", "has spaces"),
+        ("KOALA_MAX_QUEUED", "0"),
+        ("KOALA_LOG_LEVEL", "loud"),
+        ("KOALA_PUBLIC_URL", "koala.example"),
+    ],
+)
+def test_a_malformed_value_is_refused_by_name(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ValidationError) as caught:
+        Settings()
+    assert caught.value.errors()[0]["loc"] == (name.removeprefix("KOALA_").lower(),)
+
+
+def test_a_lease_shorter_than_two_heartbeats_is_refused() -> None:
+    with pytest.raises(ValidationError, match="KOALA_LEASE_SECONDS"):
+        Settings(lease_seconds=3, heartbeat_seconds=2)
+
+
+@pytest.mark.parametrize(
+    ("host", "loopback"),
+    [
+        ("127.0.0.1", True),
+        ("127.8.9.1", True),
+        ("::1", True),
+        ("localhost", True),
+        ("0.0.0.0", False),
+        ("::", False),
+        ("192.168.1.5", False),
+        ("gpu-box.example", False),
+    ],
+)
+def test_loopback_addresses_are_told_from_reachable_ones(host: str, loopback: bool) -> None:
+    assert Settings(host=host).listens_on_loopback is loopback
+
+
+def test_a_deep_data_folder_still_gets_a_socket_path_that_fits(tmp_path: Path) -> None:
+    shallow = Settings(data_dir=tmp_path)
+    deep = Settings(data_dir=tmp_path / ("x" * 120))
+    assert shallow.embedded_socket == tmp_path / "valkey.sock"
+    assert len(str(deep.embedded_socket)) <= 100
+    assert deep.embedded_socket != Settings(data_dir=tmp_path / ("y" * 120)).embedded_socket
+
+
+def test_without_a_redis_url_the_embedded_server_is_meant(tmp_path: Path) -> None:
+    assert Settings(data_dir=tmp_path).resolved_redis_url == f"unix://{tmp_path}/valkey.sock"
+    assert Settings(redis_url="redis://db/3").resolved_redis_url == "redis://db/3"

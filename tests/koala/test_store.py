@@ -1,0 +1,68 @@
+import threading
+from pathlib import Path
+
+import pytest
+
+from koala.errors import ImageNotFound
+from koala.store import ImageStore
+
+NAME = "0" * 32 + "-0.png"
+
+
+def test_what_was_put_is_got(tmp_path: Path) -> None:
+    store = ImageStore(str(tmp_path / "images"))
+    store.put(NAME, b"one")
+    store.put(NAME, b"two")
+    assert store.get(NAME) == b"two"
+    assert [path.name for path in (tmp_path / "images").iterdir()] == [NAME]
+
+
+def test_any_fsspec_url_will_do() -> None:
+    store = ImageStore("memory://koala-test/images")
+    store.put(NAME, b"data")
+    assert ImageStore("memory://koala-test/images").get(NAME) == b"data"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../secret.png", "/etc/passwd", NAME + "/../x", "." + NAME, NAME.upper() + "x", "", "a.png"],
+)
+def test_no_name_reaches_outside_the_store(tmp_path: Path, name: str) -> None:
+    (tmp_path / "secret.png").write_bytes(b"secret")
+    store = ImageStore(str(tmp_path / "images"))
+    with pytest.raises(ImageNotFound):
+        store.get(name)
+    with pytest.raises(ValueError, match="not an image name"):
+        store.put(name, b"data")
+
+
+def test_an_image_that_is_not_there_is_an_error_that_names_it(tmp_path: Path) -> None:
+    with pytest.raises(ImageNotFound, match=NAME):
+        ImageStore(str(tmp_path)).get(NAME)
+
+
+def test_a_reader_never_sees_half_an_image(tmp_path: Path) -> None:
+    store = ImageStore(str(tmp_path))
+    images = [bytes([i]) * 2_000_000 for i in range(2)]
+    store.put(NAME, images[0])
+    done = threading.Event()
+
+    def overwrite() -> None:
+        for i in range(40):
+            store.put(NAME, images[i % 2])
+        done.set()
+
+    writer = threading.Thread(target=overwrite)
+    writer.start()
+    seen = []
+    while not done.is_set():
+        seen.append(store.get(NAME))
+    writer.join()
+    assert seen
+    assert all(data in images for data in seen)
+
+
+def test_a_store_that_cannot_be_written_says_so(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(OSError, match="file"):
+        ImageStore(str(tmp_path / "file" / "images")).put(NAME, b"data")

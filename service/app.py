@@ -1,0 +1,52 @@
+"""The gateway as an ASGI application."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+
+from koala import __version__
+from koala.settings import Settings
+from service import errors
+from service.body_limit import BodyLimit
+from service.gateway import Gateway
+from service.observe import Observe
+from service.routes import generations, health, home, images, jobs, models
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The application; it connects to Redis when it is started, and starts without Redis too.
+
+    Raises:
+        ModelNotFound: ``settings.model`` is no model.
+        BadSetting: A URL in ``settings`` leads nowhere.
+    """
+    gateway = Gateway.build(settings)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        try:
+            async with gateway.hub.running():
+                yield
+        finally:
+            await gateway.redis.aclose()
+
+    app = FastAPI(
+        title="koala-serve",
+        version=__version__,
+        description="Text-to-image with the KOALA models, in the form of OpenAI's Images API.",
+        lifespan=lifespan,
+        redirect_slashes=False,
+        responses={
+            "4XX": {"model": errors.ErrorBody, "description": "The request is at fault."},
+            "5XX": {"model": errors.ErrorBody, "description": "The server is at fault."},
+        },
+    )
+    app.state.gateway = gateway
+    errors.install(app)
+    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    # Added last, so outermost.
+    app.add_middleware(Observe, metrics=gateway.metrics)
+    for part in (generations, jobs, images, models, health, home):
+        app.include_router(part.router)
+    return app

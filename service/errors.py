@@ -1,0 +1,139 @@
+"""From exceptions to responses: every error leaves in OpenAI's form."""
+
+import difflib
+import json
+from collections.abc import Mapping
+from typing import Any, Final
+
+import redis
+import structlog
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from koala.errors import (
+    InvalidRequest,
+    KoalaError,
+    MethodNotAllowed,
+    NotFound,
+    PayloadTooLarge,
+    QueueUnavailable,
+    UnsupportedMediaType,
+)
+from service.requests import GenerationRequest
+
+log = structlog.get_logger()
+
+# What proxies and log readers know as "client closed request"; nobody receives it.
+CLIENT_GONE_STATUS: Final = 499
+
+_BY_STATUS: Final[Mapping[int, type[KoalaError]]] = {
+    404: NotFound,
+    405: MethodNotAllowed,
+    413: PayloadTooLarge,
+    415: UnsupportedMediaType,
+}
+
+
+class ClientGone(Exception):
+    """The client hung up while it waited; there is nobody to answer."""
+
+
+class ErrorDetail(BaseModel):
+    """What went wrong."""
+
+    message: str = Field(description="A sentence for people.")
+    type: str = Field(description="invalid_request_error, rate_limit_error or server_error.")
+    param: str | None = Field(description="The field at fault, if one is.")
+    code: str | None = Field(description="The reason, for programs.")
+
+
+class ErrorBody(BaseModel):
+    """The body of every error."""
+
+    error: ErrorDetail
+
+
+def install(app: FastAPI) -> None:
+    """Make ``app`` answer all errors in OpenAI's form."""
+    app.add_exception_handler(KoalaError, _koala_error)
+    app.add_exception_handler(RequestValidationError, _validation_error)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(redis.RedisError, _redis_error)
+    app.add_exception_handler(ClientGone, _client_gone)
+
+
+def error_response(error: KoalaError) -> Response:
+    """The response for an error."""
+    # Escaped to ASCII: a message may quote text that is not valid Unicode.
+    return Response(
+        json.dumps(error.body()),
+        error.status,
+        headers=error.response_headers(),
+        media_type="application/json",
+    )
+
+
+async def _koala_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, KoalaError)
+    return error_response(error)
+
+
+async def _validation_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    return error_response(_explain(error.errors()[0]))
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    kind = _BY_STATUS.get(error.status_code, InvalidRequest)
+    message = str(error.detail)
+    if kind is NotFound:
+        message = f"There is nothing at {request.url.path[:200]}."
+    elif kind is MethodNotAllowed:
+        message = f"{request.method} is not possible at {request.url.path[:200]}."
+    elif kind is InvalidRequest:
+        message = "The request body cannot be read as JSON."
+    return error_response(kind(message, headers=dict(error.headers or {})))
+
+
+async def _redis_error(request: Request, error: Exception) -> Response:
+    log.warning("the queue cannot be reached", error=str(error), path=request.url.path)
+    return error_response(
+        QueueUnavailable("The queue cannot be reached right now; try again soon.", retry_after=2)
+    )
+
+
+async def _client_gone(_: Request, __: Exception) -> Response:
+    return Response(status_code=CLIENT_GONE_STATUS)
+
+
+def _explain(problem: Mapping[str, Any]) -> InvalidRequest:
+    kind, location, message = problem["type"], problem["loc"], str(problem["msg"])
+    if kind == "json_invalid":
+        return InvalidRequest(
+            f"The request body is not valid JSON: {problem['ctx']['error']} at character "
+            f"{location[1]}.",
+            code="invalid_json",
+        )
+    # The first part is where the field was: body, query, path.
+    field = ".".join(str(part) for part in location[1:])
+    if kind == "string_unicode" and not field:
+        return InvalidRequest("A field's name has lone surrogates.", code="unknown_field")
+    if not field:
+        return InvalidRequest("The request body must be a JSON object.", code="invalid_json")
+    if kind == "missing":
+        return InvalidRequest(f"`{field}` is required.", param=field, code="missing_field")
+    if kind == "extra_forbidden":
+        return InvalidRequest(_unknown(field), param=field, code="unknown_field")
+    message = message.replace("Input should be", "must be").replace("String should", "must")
+    return InvalidRequest(f"`{field}` {message}.", param=field)
+
+
+def _unknown(field: str) -> str:
+    similar = difflib.get_close_matches(field, GenerationRequest.model_fields, n=1)
+    hint = f"; did you mean `{similar[0]}`?" if similar else "."
+    return f"`{field[:80]}` is not a field that is supported here{hint}"

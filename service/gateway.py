@@ -1,0 +1,73 @@
+"""What the routes share: made once per application, given to each route as a dependency."""
+
+from dataclasses import dataclass, field
+from typing import Annotated
+
+import redis.asyncio
+from fastapi import Depends, Request
+
+from koala.catalogue import ModelCard, resolve
+from koala.connections import connect_async
+from koala.queue import JobQueue
+from koala.settings import Settings
+from koala.store import ImageStore
+from service.fleet import Fleet
+from service.hub import Hub
+from service.metrics import Metrics
+
+
+class BadSetting(Exception):
+    """A setting that no part can work with; the message names its variable."""
+
+
+@dataclass(frozen=True)
+class Gateway:
+    """Everything a route needs."""
+
+    settings: Settings
+    card: ModelCard
+    redis: redis.asyncio.Redis
+    queue: JobQueue
+    hub: Hub
+    fleet: Fleet
+    store: ImageStore
+    metrics: Metrics = field(default_factory=Metrics)
+
+    @classmethod
+    def build(cls, settings: Settings) -> "Gateway":
+        """Wire the parts together; connects to nothing yet.
+
+        Raises:
+            ModelNotFound: ``settings.model`` is no model.
+            BadSetting: The URL of Redis or of the image store leads nowhere.
+        """
+        try:
+            connection = connect_async(settings)
+        except ValueError as error:
+            raise BadSetting(f"KOALA_REDIS_URL: {error}.") from None
+        try:
+            store = ImageStore(settings.resolved_image_store)
+        except (ValueError, ImportError) as error:
+            raise BadSetting(f"KOALA_IMAGE_STORE: {error}.") from None
+        queue = JobQueue(connection, settings)
+        return cls(
+            settings=settings,
+            card=resolve(settings.model, settings.model_revision),
+            redis=connection,
+            queue=queue,
+            hub=Hub(connection, queue),
+            fleet=Fleet(connection, queue.keys),
+            store=store,
+        )
+
+    def base_url(self, request: Request) -> str:
+        """The base of URLs in responses, without a slash at its end."""
+        return (self.settings.public_url or str(request.base_url)).rstrip("/")
+
+
+def _gateway(request: Request) -> Gateway:
+    gateway: Gateway = request.app.state.gateway
+    return gateway
+
+
+GatewayDep = Annotated[Gateway, Depends(_gateway)]

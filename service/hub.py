@@ -1,0 +1,134 @@
+"""Who waits for which job: one subscription per process wakes all of them.
+
+Waiters register before they look at the job, so no end can slip in between. Messages lost while
+Redis was away are made up for by a slow look at the states of all watched jobs.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Final
+
+import redis.asyncio
+import structlog
+
+from koala.events import parse_wake
+from koala.queue import JobQueue
+
+log = structlog.get_logger()
+
+_FIRST_BACKOFF: Final = 0.1
+_LONGEST_BACKOFF: Final = 5.0
+
+
+class Hub:
+    """Tells waiters when their job may have ended.
+
+    Args:
+        connection: Where the wake-up messages come from.
+        queue: The queue whose jobs are watched.
+        poll_seconds: How often all watched jobs are looked at, messages or not.
+    """
+
+    def __init__(
+        self, connection: redis.asyncio.Redis, queue: JobQueue, poll_seconds: float = 1.5
+    ) -> None:
+        self._redis = connection
+        self._queue = queue
+        self._poll_seconds = poll_seconds
+        self._watches: dict[str, set[asyncio.Event]] = {}
+        self._dismissed = False
+
+    @property
+    def is_dismissed(self) -> bool:
+        """Whether nobody should wait any longer, because the process is about to end."""
+        return self._dismissed
+
+    def dismiss(self) -> None:
+        """Send all waiters away."""
+        self._dismissed = True
+        for job_id in self._watches:
+            self._wake(job_id)
+
+    @property
+    def watched(self) -> int:
+        """How many jobs are watched right now."""
+        return len(self._watches)
+
+    @contextmanager
+    def watch(self, job_id: str) -> Iterator[asyncio.Event]:
+        """An event that is set whenever the job may have ended; look for yourself, then clear it.
+
+        The job need not exist yet.
+        """
+        event = asyncio.Event()
+        if self._dismissed:
+            event.set()
+        watches = self._watches.setdefault(job_id, set())
+        watches.add(event)
+        try:
+            yield event
+        finally:
+            watches.discard(event)
+            if not watches:
+                del self._watches[job_id]
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Listen for as long as the context lasts."""
+        tasks = [asyncio.create_task(self._keep(work)) for work in (self._listen, self._poll)]
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _wake(self, job_id: str) -> None:
+        for event in self._watches.get(job_id, ()):
+            event.set()
+
+    async def _keep(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Do ``work`` again and again, at a slower pace while it goes wrong."""
+        backoff = _FIRST_BACKOFF
+        while True:
+            began = time.monotonic()
+            try:
+                await work()
+                backoff = _FIRST_BACKOFF
+                continue
+            except redis.RedisError as error:
+                log.warning("the hub has lost the queue", error=str(error), retry_in=backoff)
+            except Exception:
+                # Nobody awaits this task: dying here would slow down all waiters in silence.
+                log.exception("the hub stumbled", retry_in=backoff)
+            if time.monotonic() - began > _LONGEST_BACKOFF:
+                backoff = _FIRST_BACKOFF
+            await asyncio.sleep(backoff)
+            backoff = min(2 * backoff, _LONGEST_BACKOFF)
+
+    async def _listen(self) -> None:
+        async with self._redis.pubsub(ignore_subscribe_messages=True) as subscription:
+            await subscription.subscribe(self._queue.keys.wake)
+            async for message in subscription.listen():
+                self._receive(message["data"])
+
+    def _receive(self, message: bytes) -> None:
+        try:
+            job_id, event_type = parse_wake(message)
+        except ValueError:
+            # A newer worker may know events that we do not.
+            log.warning("a wake-up message makes no sense", text=message[:200])
+            return
+        if event_type.is_terminal:
+            self._wake(job_id)
+
+    async def _poll(self) -> None:
+        await asyncio.sleep(self._poll_seconds)
+        if not self._watches:
+            return
+        states = await self._queue.states(list(self._watches))
+        for job_id, state in states.items():
+            if state is None or state.is_terminal:
+                self._wake(job_id)

@@ -1,0 +1,59 @@
+"""What Prometheus can scrape from the gateway; a registry of its own per application."""
+
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+_REQUEST_BUCKETS: Final = (
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300,
+)  # fmt: skip
+
+
+class Metrics:
+    """The gateway's metrics."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Counter(
+            "koala_http_requests",
+            "HTTP requests by route template and status; 499: the client hung up.",
+            ["method", "route", "status"],
+            registry=self.registry,
+        )
+        self.request_seconds = Histogram(
+            "koala_http_request_seconds",
+            "Time from a request's arrival to the end of its response.",
+            ["method", "route"],
+            buckets=_REQUEST_BUCKETS,
+            registry=self.registry,
+        )
+        self.jobs_submitted = Counter(
+            "koala_jobs_submitted",
+            "Generation requests by what the queue said: admitted or full.",
+            ["outcome"],
+            registry=self.registry,
+        )
+        self.images_served = Counter(
+            "koala_images_served",
+            "Images handed to clients, as files or as base64 in JSON.",
+            ["response_format"],
+            registry=self.registry,
+        )
+        self.waiting_clients = Gauge(
+            "koala_waiting_clients",
+            "Clients that wait for a job's end right now.",
+            registry=self.registry,
+        )
+        self.redis_up = Gauge(
+            "koala_redis_up", "Whether Redis answered this scrape.", registry=self.registry
+        )
+        self.queue_depth = Gauge(
+            "koala_queue_depth", "Jobs that wait for a worker.", registry=self.registry
+        )
+        self.workers_alive = Gauge(
+            "koala_workers_alive", "Live workers of this queue.", registry=self.registry
+        )
+        for outcome in ("admitted", "full"):
+            self.jobs_submitted.labels(outcome)
+        for response_format in ("url", "b64_json"):
+            self.images_served.labels(response_format)

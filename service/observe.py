@@ -1,0 +1,80 @@
+"""Around every request: an id, one log line, metrics, and an answer when all else fails."""
+
+import re
+import time
+from typing import Final
+from uuid import uuid4
+
+import structlog
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from koala.errors import KoalaError
+from service.errors import error_response
+from service.metrics import Metrics
+
+log = structlog.get_logger()
+
+_METHODS = frozenset({"GET", "HEAD", "POST"})
+_SANE_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+# Asked for every few seconds by machines.
+_QUIET_ROUTES: Final = frozenset({"/healthz", "/readyz", "/metrics"})
+
+
+class Observe:
+    """Pure ASGI middleware; it must be the outermost one."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one connection."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began = time.perf_counter()
+        request_id = _request_id(scope)
+        status = 0
+
+        async def tagged(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)["x-request-id"] = request_id
+            await send(message)
+
+        with structlog.contextvars.bound_contextvars(request_id=request_id):
+            try:
+                await self._app(scope, receive, tagged)
+            except Exception:
+                log.exception("unexpected error", method=scope["method"], path=scope["path"])
+                if status:
+                    # Half a response is out: only a broken connection can tell the client.
+                    raise
+                answer = error_response(
+                    KoalaError(f"Something went wrong here; it was logged as {request_id}.")
+                )
+                await answer(scope, receive, tagged)
+            finally:
+                self._record(scope, status, time.perf_counter() - began)
+
+    def _record(self, scope: Scope, status: int, seconds: float) -> None:
+        # Only the template: paths would make a time series each.
+        route = getattr(scope.get("route"), "path", "unknown")
+        method = scope["method"] if scope["method"] in _METHODS else "any"
+        self._metrics.requests.labels(method, route, status).inc()
+        self._metrics.request_seconds.labels(method, route).observe(seconds)
+        write = log.debug if route in _QUIET_ROUTES else log.info
+        write(
+            "request",
+            method=scope["method"],
+            path=scope["path"],
+            status=status,
+            milliseconds=round(1000 * seconds, 1),
+        )
+
+
+def _request_id(scope: Scope) -> str:
+    given = Headers(scope=scope).get("x-request-id", "")
+    return given if _SANE_ID.fullmatch(given) else f"req_{uuid4().hex}"

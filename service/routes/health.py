@@ -1,0 +1,66 @@
+"""For machines that watch: alive, ready, metrics."""
+
+import asyncio
+import math
+from typing import Final
+
+import redis
+from fastapi import APIRouter
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+
+from koala.errors import QueueUnavailable
+from service.errors import ErrorBody
+from service.gateway import Gateway, GatewayDep
+
+router = APIRouter(tags=["health"])
+
+# Whoever asks gives up soon.
+_PROBE_SECONDS: Final = 2.0
+
+
+@router.head("/healthz", include_in_schema=False)
+@router.get("/healthz")
+async def healthz() -> Response:
+    """Whether this process lives, whatever the rest does."""
+    return JSONResponse({"status": "ok"})
+
+
+@router.head("/readyz", include_in_schema=False)
+@router.get(
+    "/readyz", responses={503: {"model": ErrorBody, "description": "Not ready; it says why."}}
+)
+async def readyz(gateway: GatewayDep) -> Response:
+    """Whether a request would be served: Redis answers and a live worker has the model."""
+    try:
+        async with asyncio.timeout(_PROBE_SECONDS):
+            await gateway.queue.ping()
+            ready = await gateway.fleet.serves(gateway.card.id)
+    except (redis.RedisError, TimeoutError) as error:
+        reason = str(error).rstrip(".") or f"silent for {_PROBE_SECONDS:g} s"
+        raise QueueUnavailable(f"Not ready: Redis does not answer ({reason}).") from None
+    if not ready:
+        raise QueueUnavailable(
+            f"Not ready: no live worker serves {gateway.card.id}.", code="no_worker"
+        )
+    return JSONResponse({"status": "ready"})
+
+
+@router.get("/metrics", response_class=PlainTextResponse)
+async def metrics(gateway: GatewayDep) -> Response:
+    """Metrics in Prometheus's text format."""
+    await _measure(gateway)
+    return Response(generate_latest(gateway.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+
+async def _measure(gateway: Gateway) -> None:
+    up, depth, workers = 1.0, math.nan, math.nan
+    try:
+        depth = await gateway.queue.depth()
+        workers = len(await gateway.fleet.alive())
+    except redis.RedisError:
+        # A gap in these series is the truth; the gateway's own figures are still worth a scrape.
+        up = 0.0
+    gateway.metrics.redis_up.set(up)
+    gateway.metrics.queue_depth.set(depth)
+    gateway.metrics.workers_alive.set(workers)

@@ -1,0 +1,56 @@
+"""``/v1/images/{name}``: the finished files."""
+
+import hashlib
+from typing import Annotated
+
+from anyio import to_thread
+from fastapi import APIRouter, Header
+from starlette.responses import Response
+
+from koala.store import MEDIA_TYPES, ImageStore
+from service.errors import ErrorBody
+from service.gateway import GatewayDep
+
+router = APIRouter(tags=["images"])
+
+# Nothing is ever stored under a second meaning of the same name.
+_CACHE_CONTROL = "private, max-age=31536000, immutable"
+
+
+@router.head("/v1/images/{name}", include_in_schema=False)
+@router.get(
+    "/v1/images/{name}",
+    response_class=Response,
+    responses={
+        200: {"content": {media_type: {} for media_type in MEDIA_TYPES.values()}},
+        304: {"description": "The client has it already."},
+        404: {"model": ErrorBody, "description": "There is no such image."},
+    },
+)
+async def get_image(
+    gateway: GatewayDep,
+    name: str,
+    if_none_match: Annotated[list[str] | None, Header()] = None,
+) -> Response:
+    """An image's file."""
+    data, etag = await to_thread.run_sync(_read, gateway.store, name)
+    headers = {"ETag": etag, "Cache-Control": _CACHE_CONTROL}
+    if _matches(etag, if_none_match or ()):
+        return Response(status_code=304, headers=headers)
+    gateway.metrics.images_served.labels("url").inc()
+    headers |= {
+        "Content-Disposition": f'inline; filename="{name}"',
+        "X-Content-Type-Options": "nosniff",
+    }
+    return Response(data, headers=headers, media_type=gateway.store.media_type(name))
+
+
+def _read(store: ImageStore, name: str) -> tuple[bytes, str]:
+    data = store.get(name)
+    return data, f'"{hashlib.blake2b(data, digest_size=16).hexdigest()}"'
+
+
+def _matches(etag: str, conditions: list[str] | tuple[()]) -> bool:
+    # If-None-Match compares weakly, so a proxy's W/ prefix does not count.
+    given = {tag.strip().removeprefix("W/") for line in conditions for tag in line.split(",")}
+    return etag in given or "*" in given

@@ -1,0 +1,92 @@
+"""Waiting for a job's end on behalf of one client."""
+
+import asyncio
+
+import redis
+import structlog
+from fastapi import Request
+
+from koala.errors import QueueUnavailable
+from koala.spec import JobRecord
+from koala.states import JobState
+from service.errors import ClientGone
+from service.gateway import Gateway
+
+log = structlog.get_logger()
+
+
+def job_headers(job_id: str) -> dict[str, str]:
+    """The headers that name a job."""
+    return {"x-koala-job-id": job_id, "Location": f"/v1/jobs/{job_id}"}
+
+
+def is_over(record: JobRecord) -> bool:
+    """Whether the job can change no more."""
+    return JobState(record.state).is_terminal
+
+
+async def wait_for_end(
+    gateway: Gateway, request: Request, job_id: str, may_have_ended: asyncio.Event, seconds: float
+) -> JobRecord | None:
+    """The job once it has ended, or ``None`` when it has not after ``seconds``.
+
+    ``None`` comes early when this process is about to end.
+
+    Args:
+        gateway: The application's parts.
+        request: The request whose client waits.
+        job_id: The job.
+        may_have_ended: The hub's event for this job, watched since before the job was looked at.
+        seconds: How long to wait.
+
+    Raises:
+        ClientGone: The client hung up.
+        JobNotFound: The job expired meanwhile.
+    """
+    if seconds <= 0:
+        return None
+    deadline = asyncio.get_running_loop().time() + seconds
+    gone = asyncio.create_task(_hang_up(request, may_have_ended))
+    try:
+        with gateway.metrics.waiting_clients.track_inprogress():
+            while True:
+                async with asyncio.timeout_at(deadline):
+                    await may_have_ended.wait()
+                may_have_ended.clear()
+                if gone.done():
+                    raise ClientGone
+                record = await _look(gateway, job_id)
+                if record is not None and is_over(record):
+                    return record
+                if gateway.hub.is_dismissed:
+                    return None
+    except TimeoutError:
+        return None
+    finally:
+        gone.cancel()
+
+
+def dismissal(job_id: str) -> QueueUnavailable:
+    """What a client hears whose image was not ready when this process had to end."""
+    # A repeat of the request would draw the same image a second time.
+    return QueueUnavailable(
+        f"The gateway is shutting down. The job goes on: see /v1/jobs/{job_id}.",
+        code="shutting_down",
+        headers=job_headers(job_id) | {"x-should-retry": "false"},
+    )
+
+
+async def _hang_up(request: Request, wake: asyncio.Event) -> None:
+    # The body has been read, so what is left to receive is the end of the connection.
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+    wake.set()
+
+
+async def _look(gateway: Gateway, job_id: str) -> JobRecord | None:
+    try:
+        return await gateway.queue.get(job_id)
+    except redis.RedisError as error:
+        # The job may well be running on: the hub wakes us again when Redis is back.
+        log.warning("a job that may have ended cannot be read", job=job_id, error=str(error))
+        return None

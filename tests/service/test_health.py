@@ -1,0 +1,117 @@
+"""What machines ask: alive, ready, metrics, models, and the page for people."""
+
+from pathlib import Path
+
+import pytest
+
+from koala.settings import Settings
+from tests.service.fakes import FakeWorker, Served, serving, wait_until
+
+GENERATIONS = "/v1/images/generations"
+
+
+def test_ready_means_that_a_live_worker_has_the_model(served: Served, worker: FakeWorker) -> None:
+    def status() -> int:
+        return served.http.get("/readyz").status_code
+
+    response = served.http.get("/readyz")
+    assert response.status_code == 503
+    assert response.json()["error"]["code"] == "no_worker"
+    assert "koala-demo" in response.json()["error"]["message"]
+    worker.advertise(model="another")
+    worker.advertise(name="dead", expires_at="2020-01-01T00:00:00Z")
+    with pytest.raises(AssertionError, match="never"):
+        wait_until(lambda: status() == 200, 0.8)
+    worker.advertise()
+    wait_until(lambda: status() == 200)
+    assert served.http.head("/readyz").status_code == 200
+
+
+def test_without_redis_the_gateway_is_alive_but_not_ready(tmp_path: Path) -> None:
+    with serving(Settings(redis_url=f"unix://{tmp_path}/none.sock", data_dir=tmp_path)) as served:
+        assert served.http.get("/healthz").json() == {"status": "ok"}
+        response = served.http.get("/readyz")
+        assert response.status_code == 503
+        assert "Redis does not answer" in response.json()["error"]["message"]
+        assert served.metric("koala_redis_up") == 0
+        [model] = served.http.get("/v1/models").json()["data"]
+        assert model["ready"] is False
+
+
+def test_metrics_show_the_queue_and_the_workers(served: Served, worker: FakeWorker) -> None:
+    headers = {"Prefer": "respond-async"}
+    for _ in range(3):
+        served.http.post(GENERATIONS, json={"prompt": "a"}, headers=headers)
+    served.http.get("/v1/jobs/nobody")
+    worker.advertise()
+    assert served.metric("koala_redis_up") == 1
+    assert served.metric("koala_queue_depth") == 3
+    wait_until(lambda: served.metric("koala_workers_alive") == 1)
+    assert served.metric('koala_jobs_submitted_total{outcome="admitted"}') == 3
+    posts = f'method="POST",route="{GENERATIONS}"'
+    assert served.metric(f'koala_http_requests_total{{{posts},status="202"}}') == 3
+    assert served.metric(f"koala_http_request_seconds_count{{{posts}}}") == 3
+
+
+def test_metrics_have_one_series_for_a_route_and_one_for_all_unknown_paths(
+    served: Served,
+) -> None:
+    for i in range(5):
+        served.http.get(f"/v1/jobs/{i}")
+        served.http.request(f"ODD{i}", f"/nothing/{i}")
+        served.http.request(f"ODD{i}", "/v1/jobs")
+    job, unknown = 'method="GET",route="/v1/jobs/{id}"', 'method="any",route="unknown"'
+    assert served.metric(f'koala_http_requests_total{{{job},status="404"}}') == 5
+    assert served.metric(f'koala_http_requests_total{{{unknown},status="404"}}') == 5
+    odd = 'method="any",route="/v1/jobs"'
+    assert served.metric(f'koala_http_requests_total{{{odd},status="405"}}') == 5
+
+
+def test_two_gateways_in_one_process_do_not_share_metrics(
+    served: Served, settings: Settings
+) -> None:
+    with serving(settings) as other:
+        assert other.gateway.metrics.registry is not served.gateway.metrics.registry
+
+
+def test_models_are_listed_with_what_they_can_do(served: Served, worker: FakeWorker) -> None:
+    worker.advertise()
+    wait_until(lambda: served.http.get("/readyz").is_success)
+    listed = served.http.get("/v1/models").json()
+    assert listed["object"] == "list"
+    [model] = listed["data"]
+    assert (model["id"], model["object"], model["ready"]) == ("koala-demo", "model", True)
+    assert isinstance(model["created"], int)
+    assert model["capabilities"]["default_size"] == "64x64"
+    assert model["capabilities"]["quality_steps"]["high"] == 16
+    assert served.http.get("/v1/models/koala-demo").json() == model
+
+
+@pytest.mark.parametrize("name", ["dall-e-3", "a/b", ""])
+def test_another_model_is_a_404(served: Served, name: str) -> None:
+    response = served.http.get(f"/v1/models/{name}")
+    assert response.status_code == 404
+    assert response.json()["error"]["code"] == "model_not_found"
+
+
+def test_a_hub_model_is_found_by_its_name_and_its_hub_id(settings: Settings) -> None:
+    lightning = settings.model_copy(update={"model": "etri-vilab/koala-lightning-700m"})
+    with serving(lightning) as served:
+        for name in ("koala-lightning-700m", "etri-vilab/koala-lightning-700m"):
+            assert served.http.get(f"/v1/models/{name}").json()["id"] == "koala-lightning-700m"
+            response = served.http.post(
+                GENERATIONS,
+                json={"prompt": "a", "model": name, "size": "1024x768"},
+                headers={"Prefer": "respond-async"},
+            )
+            assert response.json()["model"] == "koala-lightning-700m"
+
+
+def test_the_home_page_tells_what_runs_here(served: Served) -> None:
+    response = served.http.get("/")
+    assert response.status_code == 200
+    assert response.headers["content-type"].startswith("text/html")
+    assert "koala-demo" in response.text
+    assert f"curl {served.base_url}/v1/images/generations" in response.text
+    hostile = served.http.get("/", headers={"Host": 'x"><script>alert(1)</script>'})
+    assert "<script>" not in hostile.text

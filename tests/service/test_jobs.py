@@ -1,0 +1,142 @@
+import threading
+import time
+from typing import Any
+
+import pytest
+
+from tests.service.fakes import FakeWorker, Served
+
+GENERATIONS = "/v1/images/generations"
+
+
+def submit(served: Served, **fields: Any) -> str:
+    response = served.http.post(
+        GENERATIONS, json={"prompt": "a koala"} | fields, headers={"Prefer": "respond-async"}
+    )
+    assert response.status_code == 202, response.text
+    return str(response.json()["id"])
+
+
+def job(served: Served, job_id: str) -> dict[str, Any]:
+    response = served.http.get(f"/v1/jobs/{job_id}")
+    assert response.status_code == 200
+    return dict(response.json())
+
+
+def test_a_job_is_followed_from_the_queue_to_its_images(served: Served, worker: FakeWorker) -> None:
+    first, second = submit(served), submit(served, n=2, seed=3, negative_prompt="rain")
+    waiting = job(served, second)
+    assert (waiting["status"], waiting["position"]) == ("queued", 1)
+    assert waiting["progress"] == {"step": 0, "steps": 20}
+    assert waiting["started_at"] is waiting["completed_at"] is waiting["result"] is None
+
+    worker.finish(worker.take())
+    assert job(served, second)["position"] == 0
+    assert worker.take() == second
+    worker.step(second, 7)
+    running = job(served, second)
+    assert (running["status"], running["position"]) == ("in_progress", None)
+    assert running["progress"] == {"step": 7, "steps": 20}
+    assert isinstance(running["started_at"], int)
+    assert running["completed_at"] is None
+
+    worker.finish(second)
+    done = job(served, second)
+    assert done["status"] == "completed"
+    assert done["created_at"] <= done["started_at"] <= done["completed_at"] < done["expires_at"]
+    assert [image["seed"] for image in done["result"]["data"]] == [3, 4]
+    assert done["result"]["id"] == second
+    assert (done["negative_prompt"], done["attempts"], done["error"]) == ("rain", 0, None)
+    assert job(served, first)["status"] == "completed"
+
+
+def test_a_failed_job_says_why(served: Served, worker: FakeWorker) -> None:
+    job_id = submit(served)
+    worker.fail(worker.take(), code="timeout")
+    failed = job(served, job_id)
+    assert failed["status"] == "failed"
+    assert failed["error"] == {"message": "It does not fit.", "code": "timeout"}
+    assert failed["result"] is None
+
+
+@pytest.mark.parametrize(
+    "name", [f"job_{'0' * 32}", "job_1", "nothing", "x:dependents", "a%00b", "..%2F..", "%F0%9F"]
+)
+def test_an_unknown_job_is_a_404(served: Served, worker: FakeWorker, name: str) -> None:
+    worker.redis.sadd("rq:job:x:dependents", "y")
+    response = served.http.get(f"/v1/jobs/{name}")
+    assert response.status_code == 404
+    assert response.json()["error"]["code"] in ("job_not_found", "not_found")
+
+
+def test_a_long_poll_ends_with_the_job(served: Served, worker: FakeWorker) -> None:
+    job_id = submit(served)
+    timer = threading.Timer(0.3, lambda: worker.finish(worker.take()))
+    timer.start()
+    began = time.monotonic()
+    response = served.http.get(f"/v1/jobs/{job_id}?wait=15")
+    assert response.json()["status"] == "completed"
+    assert "retry-after" not in response.headers
+    assert 0.2 < time.monotonic() - began < 3
+    timer.join()
+
+
+def test_a_long_poll_of_a_finished_job_returns_at_once(served: Served, worker: FakeWorker) -> None:
+    job_id = submit(served)
+    worker.finish(worker.take())
+    response = served.http.get(f"/v1/jobs/{job_id}?wait=15")
+    assert response.elapsed.total_seconds() < 1
+
+
+def test_a_long_poll_that_runs_out_shows_the_job_as_it_stands(served: Served) -> None:
+    job_id = submit(served)
+    response = served.http.get(f"/v1/jobs/{job_id}?wait=0.2")
+    assert response.json()["status"] == "queued"
+    assert response.headers["retry-after"] == "1"
+
+
+def test_base64_is_in_the_job_where_it_was_asked_for_but_not_in_lists(
+    served: Served, worker: FakeWorker
+) -> None:
+    job_id = submit(served, response_format="b64_json")
+    worker.finish(worker.take())
+    [image] = job(served, job_id)["result"]["data"]
+    assert image.keys() == {"b64_json", "seed"}
+    [listed] = served.http.get("/v1/jobs").json()["data"]
+    [image] = listed["result"]["data"]
+    assert image.keys() == {"url", "seed"}
+
+
+def test_the_list_goes_page_by_page_from_the_newest(served: Served) -> None:
+    ids = [submit(served) for _ in range(5)][::-1]
+    first = served.http.get("/v1/jobs?limit=2").json()
+    assert first["object"] == "list"
+    assert [entry["id"] for entry in first["data"]] == ids[:2]
+    assert (first["first_id"], first["last_id"], first["has_more"]) == (ids[0], ids[1], True)
+    last = served.http.get(f"/v1/jobs?limit=3&after={first['last_id']}").json()
+    assert [entry["id"] for entry in last["data"]] == ids[2:]
+    assert last["has_more"] is False
+    beyond = served.http.get(f"/v1/jobs?after={ids[-1]}").json()
+    assert (beyond["data"], beyond["first_id"], beyond["has_more"]) == ([], None, False)
+
+
+def test_a_list_after_an_unknown_job_is_a_404(served: Served) -> None:
+    response = served.http.get("/v1/jobs?after=nobody")
+    assert response.status_code == 404
+    assert response.json()["error"]["param"] == "after"
+
+
+def test_the_eta_comes_from_the_workers_own_pace(served: Served, worker: FakeWorker) -> None:
+    first, second = submit(served, n=2, num_inference_steps=10), submit(served)
+    assert job(served, second)["eta_seconds"] is None
+    worker.advertise(seconds_per_step=2.0, images_per_second=0.5)
+    time.sleep(0.6)
+    # One job ahead at half an image per second, then ten steps of two seconds.
+    assert job(served, second)["eta_seconds"] == 22
+    worker.step(worker.take(), 12)
+    # Six of ten steps done on both images at once.
+    response = served.http.get(f"/v1/jobs/{first}")
+    assert response.json()["eta_seconds"] == 8
+    assert response.headers["retry-after"] == "8"
+    worker.finish(first)
+    assert job(served, first)["eta_seconds"] is None

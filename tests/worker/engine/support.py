@@ -1,0 +1,51 @@
+"""What the engine's tests share beside fixtures."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from worker.engine import Engine, EngineEvent, Failed, Finished, SampleRequest
+
+
+def sample(key: str, **changes: Any) -> SampleRequest:
+    """A request: two steps at 32 px unless told otherwise."""
+    fields: dict[str, Any] = {
+        "prompt": "a koala on a blue background",
+        "negative_prompt": None,
+        "width": 32,
+        "height": 32,
+        "num_inference_steps": 2,
+        "guidance_scale": 3.5,
+        "seed": 7,
+    }
+    return SampleRequest(key=key, **(fields | changes))
+
+
+def run(engine: Engine, requests: Iterable[SampleRequest] = ()) -> list[EngineEvent]:
+    """Draw everything; all events."""
+    for request in requests:
+        engine.add(request)
+    events: list[EngineEvent] = []
+    for _ in range(200):
+        if engine.is_idle:
+            return events
+        events += engine.step()
+    raise AssertionError("the engine does not come to an end")
+
+
+def images(events: Iterable[EngineEvent]) -> dict[Any, Image.Image]:
+    """The images among ``events``, by key; nothing may have failed."""
+    found = {}
+    for event in events:
+        assert not isinstance(event, Failed), event.error
+        if isinstance(event, Finished):
+            found[event.key] = event.image
+    return found
+
+
+def largest_difference(one: Image.Image, other: Image.Image) -> int:
+    """The largest difference of any channel of any pixel, in 1/255."""
+    assert one.size == other.size and one.mode == other.mode == "RGB"
+    return int(np.abs(np.asarray(one, np.int16) - np.asarray(other, np.int16)).max())

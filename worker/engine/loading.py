@@ -1,0 +1,194 @@
+"""Loads a checkpoint, or says in one line why it cannot."""
+
+import json
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from diffusers import StableDiffusionXLPipeline
+from diffusers.utils import logging as diffusers_logging
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from transformers.utils import logging as transformers_logging
+
+_DTYPES: Final = {
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "float32": torch.float32,
+}
+_PARTS_WITH_WEIGHTS: Final = ("unet", "vae", "text_encoder", "text_encoder_2")
+# diffusers leaves these functions without types.
+_Pipeline: Final[Any] = StableDiffusionXLPipeline
+_LOGGING: Final[Any] = (diffusers_logging, transformers_logging)
+
+
+class ModelLoadError(Exception):
+    """A model cannot be loaded; the message is one line for the person who chose it."""
+
+
+def load_pipeline(
+    model: str | Path,
+    revision: str | None,
+    device: str,
+    dtype: str,
+    scheduler_overrides: dict[str, Any],
+) -> Any:
+    """diffusers' ``StableDiffusionXLPipeline`` on its device.
+
+    The arguments are those of :meth:`ResidentPipeline.load`.
+
+    Raises:
+        ModelLoadError: It cannot be loaded.
+    """
+    torch_device = _device(device)
+    torch_dtype = _dtype(dtype, torch_device)
+    folder = _folder(model, revision, torch_dtype)
+    _check_shape(folder, model)
+    variant = "fp16" if torch_dtype == torch.float16 and _has_fp16_variant(folder) else None
+    _check_weights(folder, model)
+    # Bars of half a second would only litter a service's log. Downloads keep theirs.
+    for logging in _LOGGING:
+        logging.disable_progress_bar()
+    try:
+        pipeline = _Pipeline.from_pretrained(
+            folder,
+            dtype=torch_dtype,
+            variant=variant,
+            use_safetensors=True,
+            local_files_only=True,
+            add_watermarker=False,
+        )
+        pipeline.scheduler = _overridden(pipeline.scheduler, scheduler_overrides)
+        return pipeline.to(torch_device)
+    except ModelLoadError:
+        raise
+    # Broken files end in errors of json, safetensors, transformers, torch: no common base.
+    except Exception as error:
+        raise ModelLoadError(f"{model} cannot be loaded: {_one_line(error)}") from error
+
+
+def _overridden(scheduler: Any, overrides: dict[str, Any]) -> Any:
+    unknown = sorted(overrides.keys() - scheduler.config.keys())
+    if unknown:
+        # from_config would ignore them.
+        name = type(scheduler).__name__
+        raise ModelLoadError(f"{name} has no setting {', '.join(unknown)}")
+    return type(scheduler).from_config(scheduler.config, **overrides)
+
+
+def _device(device: str) -> torch.device:
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        chosen = torch.device(device)
+    except RuntimeError:
+        raise ModelLoadError(f"{device!r} is not a device: use auto, cpu, cuda or cuda:N") from None
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        raise ModelLoadError(f"the device {device} is not here: torch sees {count} CUDA devices")
+    return chosen
+
+
+def _dtype(dtype: str, device: torch.device) -> torch.dtype:
+    if dtype == "auto":
+        return torch.float16 if device.type == "cuda" else torch.float32
+    if dtype not in _DTYPES:
+        raise ModelLoadError(f"{dtype!r} is not a dtype: use auto, {', '.join(_DTYPES)}")
+    return _DTYPES[dtype]
+
+
+def _folder(model: str | Path, revision: str | None, dtype: torch.dtype) -> Path:
+    """The diffusers folder: ``model`` itself, or where the hub's files were put."""
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return folder
+    if isinstance(model, Path) or model.count("/") != 1 or model.startswith((".", "~", "/")):
+        raise ModelLoadError(f"there is no folder {model}")
+    if dtype == torch.float16:
+        # Half the download where the repository has it. Where not, diffusers says so with a
+        # ValueError before it downloads anything.
+        try:
+            return _download(model, revision, "fp16")
+        except ValueError:
+            pass
+    return _download(model, revision, None)
+
+
+def _download(model: str, revision: str | None, variant: str | None) -> Path:
+    try:
+        return Path(
+            _Pipeline.download(model, revision=revision, variant=variant, use_safetensors=True)
+        )
+    except (OSError, HFValidationError) as error:
+        at = f"{model} at revision {revision}" if revision else model
+        raise ModelLoadError(_why_not_downloaded(at, error)) from error
+
+
+def _why_not_downloaded(at: str, error: Exception) -> str:
+    # Where diffusers asked the hub in vain and found nothing in the cache either, it wraps what
+    # the hub said.
+    match error.__cause__ or error:
+        case GatedRepoError():
+            return f"{at} is gated: accept its terms on the hub and log in"
+        case RepositoryNotFoundError() | RevisionNotFoundError() | HFValidationError():
+            return f"there is neither a folder nor a hub repository {at}"
+        case LocalEntryNotFoundError() | OfflineModeIsEnabled():
+            return f"{at} is not in the cache and the hub is out of reach"
+        case reason:
+            return f"{at} cannot be downloaded: {_one_line(reason)}"
+
+
+def _check_shape(folder: Path, model: str | Path) -> None:
+    """Refuse what this engine would draw wrongly: only plain SDXL pipelines pass."""
+    index = _read_json(folder / "model_index.json", model)
+    pipeline_class = index.get("_class_name")
+    if pipeline_class != StableDiffusionXLPipeline.__name__:
+        raise ModelLoadError(f"{model} is not SDXL-shaped: its pipeline is {pipeline_class}")
+    for part in _PARTS_WITH_WEIGHTS:
+        if not any(index.get(part) or ()):
+            raise ModelLoadError(f"{model} is not SDXL-shaped: it has no {part}")
+    unet = _read_json(folder / "unet" / "config.json", model)
+    vae = _read_json(folder / "vae" / "config.json", model)
+    channels, latent_channels = unet.get("in_channels", 4), vae.get("latent_channels", 4)
+    if unet.get("addition_embed_type") != "text_time":
+        raise ModelLoadError(f"{model} is not SDXL-shaped: its U-Net takes no size conditioning")
+    if channels != latent_channels:
+        raise ModelLoadError(
+            f"{model} is not for text to image: its U-Net takes {channels} channels, "
+            f"its VAE has {latent_channels}"
+        )
+    if unet.get("time_cond_proj_dim") is not None:
+        raise ModelLoadError(f"{model} takes the guidance scale as an input, which is unsupported")
+
+
+def _check_weights(folder: Path, model: str | Path) -> None:
+    for part in _PARTS_WITH_WEIGHTS:
+        if not any((folder / part).glob("*.safetensors")):
+            raise ModelLoadError(f"{model} has no safetensors weights in {part}/")
+
+
+def _has_fp16_variant(folder: Path) -> bool:
+    return any((folder / "unet").glob("*.fp16*.safetensors"))
+
+
+def _read_json(path: Path, model: str | Path) -> dict[str, Any]:
+    name = f"{path.parent.name}/{path.name}" if path.name == "config.json" else path.name
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelLoadError(f"{model} is not a diffusers folder: it has no {name}") from None
+    except ValueError as error:
+        raise ModelLoadError(f"{model} has a broken {name}: {_one_line(error)}") from None
+    if not isinstance(content, dict):
+        raise ModelLoadError(f"{model} has a broken {name}: it holds no object")
+    return content
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,44 @@
+"""What a caller asks of the engine."""
+
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+# Any hashable: the engine compares keys and hands them back, and never looks inside.
+SampleKey: TypeAlias = Any
+
+
+@dataclass(frozen=True, slots=True)
+class SampleRequest:
+    """One image to draw.
+
+    Args:
+        key: The caller's own name for it, unique among the samples in the engine.
+        prompt: What to draw.
+        negative_prompt: What to keep away from; used with guidance only. ``None`` means the
+            checkpoint's own unconditional embedding, which for SDXL is zeros, not the empty text.
+        width: Pixels.
+        height: Pixels.
+        num_inference_steps: Denoising steps.
+        guidance_scale: Weight of classifier-free guidance (w in https://arxiv.org/abs/2205.11487,
+            equation 2); guidance is on above 1 and costs a second row in the batch.
+        seed: Seeds the CPU generator that draws the initial noise.
+    """
+
+    key: SampleKey
+    prompt: str
+    negative_prompt: str | None
+    width: int
+    height: int
+    num_inference_steps: int
+    guidance_scale: float
+    seed: int
+
+    @property
+    def is_guided(self) -> bool:
+        """Whether classifier-free guidance is on."""
+        return self.guidance_scale > 1
+
+    @property
+    def rows(self) -> int:
+        """Rows that the sample takes in a U-Net call."""
+        return 2 if self.is_guided else 1

@@ -1,0 +1,98 @@
+"""One image on its way from noise to latents that can be decoded."""
+
+from typing import Any
+
+import torch
+from diffusers.utils.torch_utils import randn_tensor
+
+from worker.engine.conditioning import Conditioning
+from worker.engine.pipeline import ResidentPipeline
+from worker.engine.request import SampleKey, SampleRequest
+
+
+class NonFiniteError(ArithmeticError):
+    """A sample's latents or pixels hold NaN or infinity; nothing can be drawn from them."""
+
+
+class Sample:
+    """The state of one image: latents, a scheduler of its own, its generator, its conditioning.
+
+    Latents start as diffusers' own pipeline starts them: noise from a CPU generator in the prompt
+    embeddings' dtype, times the scheduler's ``init_noise_sigma``. So an image depends on its seed
+    and not on its company.
+
+    Raises:
+        ValueError: The scheduler cannot make a schedule of so many steps.
+    """
+
+    def __init__(
+        self,
+        request: SampleRequest,
+        pipeline: ResidentPipeline,
+        positive: Conditioning,
+        negative: Conditioning | None,
+    ) -> None:
+        self.request = request
+        self.positive = positive
+        self.negative = negative
+        self.shape = pipeline.latent_shape(request.width, request.height)
+        self._scheduler = pipeline.new_scheduler(request.num_inference_steps)
+        self._timesteps: torch.Tensor = self._scheduler.timesteps
+        self._position = 0
+        # Whether the last U-Net call completed a denoising step.
+        self.completed_step = False
+        generator = torch.Generator("cpu").manual_seed(request.seed)
+        self._step_arguments: dict[str, Any] = pipeline.step_arguments(generator)
+        dtype = positive.prompt_embeds.dtype
+        noise = randn_tensor((1, *self.shape), generator, pipeline.device, dtype)
+        self.latents: torch.Tensor = noise * self._scheduler.init_noise_sigma
+        # SDXL's size conditioning (https://arxiv.org/abs/2307.01952, section 2.2): original size,
+        # crop, target size.
+        height, width = request.height, request.width
+        self.add_time_ids = torch.tensor(
+            [[height, width, 0, 0, height, width]], dtype=dtype, device=pipeline.device
+        )
+
+    @property
+    def key(self) -> SampleKey:
+        """The caller's name for the sample."""
+        return self.request.key
+
+    @property
+    def timestep(self) -> torch.Tensor:
+        """The timestep to predict the noise at, without dimensions."""
+        return self._timesteps[self._position]
+
+    @property
+    def is_denoised(self) -> bool:
+        """Whether all steps are done."""
+        return self._position == len(self._timesteps)
+
+    @property
+    def steps_done(self) -> int:
+        """Denoising steps done.
+
+        Schedulers of higher order evaluate the U-Net several times per step and some begin with
+        extra evaluations, so this can lag behind the number of U-Net calls.
+        """
+        steps = self.request.num_inference_steps
+        if self.is_denoised:
+            return steps
+        order: int = self._scheduler.order
+        extra = max(len(self._timesteps) - steps * order, 0)
+        return max(self._position - extra, 0) // order
+
+    def model_input(self) -> torch.Tensor:
+        """The latents (1, C, h, w) as the U-Net wants them at :attr:`timestep`."""
+        scaled: torch.Tensor = self._scheduler.scale_model_input(self.latents, self.timestep)
+        return scaled
+
+    def advance(self, noise_pred: torch.Tensor) -> None:
+        """One scheduler step with the predicted noise (1, C, h, w), guidance already applied."""
+        steps_before = self.steps_done
+        (latents, *_) = self._scheduler.step(
+            noise_pred, self.timestep, self.latents, **self._step_arguments, return_dict=False
+        )
+        self.latents = latents.to(self.latents.dtype)
+        self._position += 1
+        self.completed_step = self.steps_done > steps_before

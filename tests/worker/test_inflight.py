@@ -1,0 +1,159 @@
+"""Jobs in flight: how they join, advance and end, and what RQ shows meanwhile."""
+
+from rq import Queue, Worker
+from rq.job import JobStatus
+from rq.serializers import JSONSerializer
+
+from koala.spec import ImageRef
+from koala.store import ImageStore
+from tests.support import spec
+from tests.worker.rig import Rig
+
+
+def test_a_job_completes_and_tells_of_every_step(rig: Rig) -> None:
+    job_id = rig.submit(num_inference_steps=3)
+
+    rig.work()
+
+    events = rig.events(job_id)
+    assert [(event.type, event.data) for event in events[:-1]] == [
+        ("queued", {}),
+        ("admitted", {"worker": "worker-1"}),
+        ("step", {"step": 1, "steps": 3}),
+        ("step", {"step": 2, "steps": 3}),
+        ("step", {"step": 3, "steps": 3}),
+    ]
+    assert events[-1].type == "completed"
+    record = rig.record(job_id)
+    assert record.state == "completed"
+    assert record.worker == "worker-1"
+    assert record.attempts == 0
+    assert record.result is not None
+    assert events[-1].data == {"result": record.result.model_dump(mode="json")}
+    assert record.expires_at is not None
+    assert rig.leftovers() == []
+
+
+def test_the_result_names_each_image_with_its_seed_and_size(rig: Rig) -> None:
+    request = spec(n=3, seed=40, output_format="webp")
+    job_id = rig.submit_spec(request)
+
+    rig.work()
+
+    result = rig.record(job_id).result
+    assert result is not None
+    store = ImageStore(rig.settings.resolved_image_store)
+    assert result.images == [
+        ImageRef(
+            name=request.image_name(i),
+            seed=40 + i,
+            size_bytes=len(store.get(request.image_name(i))),
+        )
+        for i in range(3)
+    ]
+    assert rig.engine.seeds == [40, 41, 42]
+    assert result.usage.text_tokens == 2
+    assert result.warnings == []
+
+
+def test_a_prompt_longer_than_the_model_reads_is_a_warning(rig: Rig) -> None:
+    job_id = rig.submit(prompt="word " * 80, negative_prompt="word " * 75)
+
+    rig.work()
+
+    result = rig.record(job_id).result
+    assert result is not None
+    assert result.warnings == ["The prompt has 80 tokens; the model reads the first 75."]
+    assert result.usage.text_tokens == 155
+
+
+def test_jobs_join_and_leave_between_two_steps(rig: Rig) -> None:
+    first = rig.submit(num_inference_steps=5)
+    late: list[str] = []
+
+    def submit_another(number: int) -> None:
+        if number == 2:
+            late.append(rig.submit(num_inference_steps=2))
+
+    rig.engine.before_step = submit_another
+
+    rig.work()
+
+    assert rig.engine.company == [{first}, {first}, {first, *late}, {first, *late}, {first}]
+    assert rig.told(first) == rig.told(late[0]) == ["queued", "admitted", "completed"]
+
+
+def test_rq_shows_the_truth_while_jobs_are_in_flight(rig: Rig) -> None:
+    ids = [rig.submit() for _ in range(2)]
+    seen = {}
+
+    def look(number: int) -> None:
+        if number != 4:
+            return
+        queue = Queue(rig.settings.queue, connection=rig.redis, serializer=JSONSerializer)
+        [worker] = Worker.all(connection=rig.redis)
+        seen.update(
+            started=queue.started_job_registry.count,
+            ids=set(queue.started_job_registry.get_job_ids()),
+            waiting=queue.count,
+            statuses=[rig.job(job_id).get_status() for job_id in ids],
+            state=worker.get_state(),
+            executions={execution.job_id for execution in worker.get_current_executions()},
+        )
+
+    rig.engine.before_step = look
+
+    rig.work()
+
+    assert seen == {
+        "started": 2,
+        "ids": set(ids),
+        "waiting": 0,
+        "statuses": [JobStatus.STARTED] * 2,
+        "state": "busy",
+        "executions": set(ids),
+    }
+    queue = Queue(rig.settings.queue, connection=rig.redis, serializer=JSONSerializer)
+    assert queue.finished_job_registry.count == 2
+    assert queue.started_job_registry.count == 0
+
+
+def test_no_more_jobs_are_taken_than_the_engine_can_use(rig: Rig) -> None:
+    rig.engine.max_rows = 4
+    ids = [rig.submit(num_inference_steps=2, guidance_scale=3.0) for _ in range(5)]
+
+    rig.work()
+
+    assert rig.engine.company == [
+        *[{ids[0], ids[1]}] * 2,
+        *[{ids[2], ids[3]}] * 2,
+        *[{ids[4]}] * 2,
+    ]
+
+
+def test_the_worker_advertises_itself_until_it_is_gone(rig: Rig) -> None:
+    rig.submit()
+    seen = {}
+    rig.engine.before_step = lambda number: seen.update(rig.redis.hgetall(rig.keys.workers))
+
+    rig.work()
+
+    assert list(seen) == [b"worker-1"]
+    assert b'"model":"koala-demo"' in seen[b"worker-1"]
+    assert rig.redis.hgetall(rig.keys.workers) == {}
+
+
+def test_metrics_count_what_was_done(rig: Rig) -> None:
+    rig.submit(n=2)
+    rig.submit(prompt="broken")
+
+    rig.work()
+
+    value = rig.metrics.registry.get_sample_value
+    assert value("koala_images_total", {"format": "png"}) == 2
+    finished = "koala_jobs_finished_total"
+    assert value(finished, {"status": "finished", "code": ""}) == 1
+    assert value(finished, {"status": "failed", "code": "generation_failed"}) == 1
+    assert value("koala_jobs_running") == 0
+    assert value("koala_queue_wait_seconds_count") == 2
+    assert value("koala_job_seconds_count") == 1

@@ -1,0 +1,171 @@
+"""Admission: what may run here, and the claim that makes a popped job ours."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+from pydantic import ValidationError
+from redis.exceptions import WatchError
+from rq.exceptions import DeserializationError
+from rq.executions import Execution
+from rq.job import JobStatus
+from rq.utils import as_text
+from rq.worker import WorkerStatus
+
+from koala.events import EventType, JobEvent, publish
+from koala.keys import GENERATE
+from koala.settings import Settings
+from koala.spec import JobSpec
+from worker.fencing import FencedJob, FencedWorker
+from worker.flight import Flight
+from worker.leases import TAKE, TOKEN, Leases
+
+# RQ fails a job whose execution expired, the reaper puts it back into the queue: so long no worker
+# may be there at all without RQ being the first to come by.
+EXECUTION_TTL: Final = 7 * 86_400
+
+_CLAIM_TRIES: Final = 5
+
+
+class InvalidJob(Exception):
+    """The job is none that this worker runs; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """What admission needs to know of the loaded model.
+
+    ``names`` are those that a job may ask for it by. ``count_tokens`` counts a prompt's tokens
+    without the marks at begin and end, of which the model reads ``max_prompt_tokens``.
+    """
+
+    id: str
+    names: frozenset[str]
+    count_tokens: Callable[[str], int]
+    max_prompt_tokens: int
+
+
+class Admission:
+    """Reads jobs and claims them.
+
+    Args:
+        worker: In whose name.
+        leases: The lease's length and the keys.
+        settings: The default time-out.
+        model: The model that jobs may ask for.
+    """
+
+    def __init__(
+        self,
+        worker: FencedWorker,
+        leases: Leases,
+        settings: Settings,
+        model: ServedModel,
+    ) -> None:
+        self._worker = worker
+        self._leases = leases
+        self._settings = settings
+        self._model = model
+
+    def read(self, job: FencedJob) -> JobSpec:
+        """The spec of a popped job. Nothing that the job names is imported or called.
+
+        Raises:
+            InvalidJob: The job is not one of ours.
+        """
+        try:
+            function, unnamed, arguments = job.func_name, job.args, job.kwargs
+        except DeserializationError:
+            raise InvalidJob("The job's data is not readable JSON.") from None
+        except (TypeError, ValueError):
+            raise InvalidJob("The job's data is not an RQ job.") from None
+        if function != GENERATE:
+            raise InvalidJob(f"This worker runs {GENERATE} and nothing else, not {function!r}.")
+        if job.has_hooks:
+            raise InvalidJob("This worker runs no jobs with callbacks or webhooks.")
+        if unnamed:
+            raise InvalidJob("The job's only argument has to be `spec`.")
+        spec = _parse(arguments)
+        if spec.model not in self._model.names:
+            raise InvalidJob(
+                f"The job asks for the model {spec.model!r}; this worker serves {self._model.id!r}."
+            )
+        return spec
+
+    def claim(self, job: FencedJob) -> Execution | None:
+        """Make a popped job ours in one transaction; ``None`` if it is no longer to be had.
+
+        From here on RQ's registries show it running, it has a lease, and its token guards its end.
+
+        Raises:
+            redis.RedisError: Redis does not answer; the job goes back to the queue by itself.
+        """
+        with self._worker.connection.pipeline() as pipeline:
+            for _ in range(_CLAIM_TRIES):
+                pipeline.watch(job.key)  # type: ignore[no-untyped-call]
+                status = as_text(pipeline.hget(job.key, "status") or b"")
+                if status != JobStatus.QUEUED:
+                    # Nothing to guard: somebody else has it, or it has ended.
+                    pipeline.unwatch()
+                    self._worker.connection.lrem(self._worker.keys.intermediate, 1, job.id)
+                    return None
+                pipeline.multi()
+                execution = self._write_claim(job, pipeline)
+                try:
+                    pipeline.execute()
+                except WatchError:
+                    continue
+                self._worker.executions[execution.id] = execution
+                job.token = execution.id
+                return execution
+        return None
+
+    def board(self, job: FencedJob, execution: Execution, spec: JobSpec) -> Flight:
+        """The flight of a claimed job."""
+        most = self._model.max_prompt_tokens
+        counts = [
+            self._model.count_tokens(text) for text in (spec.prompt, spec.negative_prompt or "")
+        ]
+        names = ("prompt", "negative prompt")
+        return Flight(
+            job=job,
+            execution=execution,
+            spec=spec,
+            timeout=self._timeout(job),
+            text_tokens=sum(counts),
+            warnings=[
+                f"The {name} has {count} tokens; the model reads the first {most}."
+                for name, count in zip(names, counts, strict=True)
+                if count > most
+            ],
+        )
+
+    def _timeout(self, job: FencedJob) -> float:
+        # RQ writes -1 for no limit, which this worker does not grant.
+        limit = job.timeout or 0
+        return limit if limit > 0 else self._settings.job_timeout
+
+    def _write_claim(self, job: FencedJob, pipeline: Any) -> Execution:
+        worker = self._worker
+        execution = Execution.create(job, EXECUTION_TTL, pipeline=pipeline, worker_name=worker.name)
+        job.prepare_for_execution(worker.name, pipeline=pipeline)
+        pipeline.hset(job.key, TOKEN, execution.id)
+        pipeline.persist(job.key)
+        keys = self._leases.script_keys
+        pipeline.eval(TAKE, len(keys), *keys, job.id, self._leases.lease_ms)
+        event = JobEvent(EventType.ADMITTED, {"worker": worker.name})
+        publish(pipeline, worker.keys, job.id, event, worker.event_ttl)
+        if worker.get_state() != WorkerStatus.BUSY:
+            worker.set_state(WorkerStatus.BUSY, pipeline=pipeline)
+        return execution
+
+
+def _parse(arguments: Any) -> JobSpec:
+    if not isinstance(arguments, dict) or set(arguments) != {"spec"}:
+        raise InvalidJob("The job's only argument has to be `spec`.")
+    try:
+        return JobSpec.model_validate(arguments["spec"])
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"]) or "spec"
+        raise InvalidJob(f"The job's spec is not valid: {place}: {first['msg']}.") from None

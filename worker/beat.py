@@ -1,0 +1,37 @@
+"""A thread that does something at a steady pace, however long the engine's step takes."""
+
+import threading
+from collections.abc import Callable
+
+import structlog
+
+from worker.link import Link
+
+log = structlog.get_logger()
+
+
+class Beat(threading.Thread):
+    """Calls ``action`` every ``seconds`` until stopped, outages of Redis notwithstanding."""
+
+    def __init__(self, seconds: float, action: Callable[[], None]) -> None:
+        super().__init__(name="beat", daemon=True)
+        self._seconds = seconds
+        self._action = action
+        self._stopped = threading.Event()
+        self._link = Link("beat")
+
+    def run(self) -> None:
+        """The thread's body."""
+        while not self._stopped.wait(self._seconds):
+            try:
+                with self._link.attempt():
+                    self._action()
+            except Exception:
+                # Leases are at stake: whatever went wrong once, the next beat has to come.
+                log.exception("a heartbeat failed")
+
+    def stop(self) -> None:
+        """End the thread; returns when the last beat is over."""
+        self._stopped.set()
+        if self.is_alive():
+            self.join()

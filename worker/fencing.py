@@ -1,0 +1,223 @@
+"""RQ's job, queue and worker, fenced: only who holds a job's lease can end it.
+
+RQ ends jobs without looking at what became of them meanwhile. Here the check is part of the
+transaction that ends the job, so it cannot be overtaken.
+"""
+
+from typing import Any, Final, cast
+
+import structlog
+from redis import Redis
+from redis.client import Pipeline
+from redis.exceptions import RedisError, WatchError
+from rq.executions import Execution
+from rq.job import Job, JobStatus
+from rq.queue import Queue
+from rq.serializers import JSONSerializer
+from rq.utils import as_text, now
+from rq.worker import SimpleWorker
+
+from koala.events import JobEvent, publish
+from koala.keys import Keys
+from worker.leases import TOKEN
+
+log = structlog.get_logger()
+
+
+class LeaseLost(Exception):
+    """The job belongs to somebody else by now, or to nobody."""
+
+
+class AlreadyEnded(Exception):
+    """The job was ended under our own lease, by us: only the answer to that got lost."""
+
+
+class FencedJob(Job):
+    """A job that knows under which lease it is held and how its end is told.
+
+    ``token`` is the id of the execution it was claimed for. ``last_event`` is published in the
+    transaction that ends the job.
+    """
+
+    token: str = ""
+    last_event: JobEvent | None = None
+
+    def forget_hooks(self) -> None:
+        """Drop what RQ would import or call when the job ends: callbacks, webhooks, retries.
+
+        For jobs that nobody of ours enqueued.
+        """
+        self._success_callback_name = None
+        self._failure_callback_name = None
+        self._stopped_callback_name = None
+        self.webhooks = []
+        self.retries_left = None
+
+    @property
+    def has_hooks(self) -> bool:
+        """Whether RQ would import or call something when the job ends."""
+        names = (
+            self._success_callback_name,
+            self._failure_callback_name,
+            self._stopped_callback_name,
+        )
+        return any(names) or bool(self.webhooks)
+
+
+class FencedQueue(Queue):
+    """The queue as the worker sees it."""
+
+    job_class = FencedJob
+
+    def move_dependents_to_ready(
+        self, job: Job, pipeline: Pipeline | None = None, *args: Any, **kwargs: Any
+    ) -> dict[str, list[str]]:
+        """RQ's, which ``handle_job_success`` calls with a watching pipeline: the place to check.
+
+        Raises:
+            LeaseLost: The job is no longer ours.
+            AlreadyEnded: The job was ended by an earlier attempt of ours.
+        """
+        if pipeline is not None and isinstance(job, FencedJob):
+            check_fence(job, pipeline)
+        return super().move_dependents_to_ready(job, pipeline, *args, **kwargs)
+
+    @classmethod
+    def _fetch_dequeued_job(
+        cls, connection: Redis, queue_key: str, job_id: str, *args: Any, **kwargs: Any
+    ) -> tuple[Job, Queue] | None:
+        # What somebody else put into the list must not end the worker that pops it.
+        try:
+            fetched = super()._fetch_dequeued_job(connection, queue_key, job_id, *args, **kwargs)
+        except RedisError:
+            raise
+        except Exception as error:
+            log.warning("a queued job cannot be read", job_id=job_id, error=repr(error))
+            fetched = cls._unreadable(connection, queue_key, job_id)
+        if fetched is None:
+            connection.lrem(f"{queue_key}:intermediate", 1, job_id)
+        return fetched
+
+    @classmethod
+    def _unreadable(
+        cls, connection: Redis, queue_key: str, job_id: str
+    ) -> tuple[Job, Queue] | None:
+        # An empty job in its place fails as invalid. No job can have an id that RQ refuses.
+        try:
+            job = FencedJob(job_id, connection=connection, serializer=JSONSerializer)
+        except ValueError:
+            return None
+        queue = cls.from_queue_key(queue_key, connection=connection)
+        job.data = b""
+        job.origin = queue.name
+        return job, queue
+
+
+def check_fence(job: FencedJob, pipeline: Pipeline) -> None:
+    """Make the transaction that follows on ``pipeline`` fail unless ``job`` is still ours.
+
+    Raises:
+        LeaseLost: It is not.
+        AlreadyEnded: It was ended by an earlier attempt of ours.
+    """
+    pipeline.watch(job.key)  # type: ignore[no-untyped-call]
+    held = cast(list[bytes | None], pipeline.hmget(job.key, "status", TOKEN))
+    status, token = (as_text(value) if value else None for value in held)
+    if token != job.token:
+        raise LeaseLost(job.id)
+    if status != JobStatus.STARTED:
+        raise AlreadyEnded(job.id)
+
+
+class FencedWorker(SimpleWorker):
+    """Ends jobs by RQ's own means, under the fence and with the job's last event.
+
+    Args:
+        keys: Keys of the worker's one queue.
+        event_ttl: Seconds that a stream of events is kept.
+    """
+
+    queue_class = FencedQueue
+    job_class = FencedJob
+
+    def __init__(self, *args: Any, keys: Keys, event_ttl: int, **kwargs: Any) -> None:
+        self.keys: Final = keys
+        self.event_ttl: Final = event_ttl
+        super().__init__(*args, **kwargs)
+
+    def complete(self, job: FencedJob, execution: Execution, result: dict[str, Any]) -> None:
+        """End a job that has its result.
+
+        Raises:
+            LeaseLost: The job is no longer ours; nothing was written.
+            AlreadyEnded: The job was ended by an earlier attempt.
+            redis.RedisError: Redis does not answer; the call can be repeated.
+        """
+        self._finalize_success(job, self.queues[0], execution, result)
+
+    def fail(
+        self,
+        job: FencedJob,
+        execution: Execution | None,
+        reason: str,
+        status: JobStatus = JobStatus.FAILED,
+    ) -> None:
+        """End a job that failed, or was stopped (``JobStatus.STOPPED``), and say why.
+
+        RQ's ``handle_job_failure`` hides whether it could write, so its steps are taken here.
+
+        Raises:
+            LeaseLost: The job is no longer ours; nothing was written.
+            AlreadyEnded: The job was ended by an earlier attempt.
+            redis.RedisError: Redis does not answer; the call can be repeated.
+        """
+        with self.connection.pipeline() as pipeline:
+            while True:
+                check_fence(job, pipeline)
+                pipeline.multi()
+                self._write_failure(job, execution, reason, status, pipeline)
+                try:
+                    pipeline.execute()
+                    break
+                except WatchError:
+                    continue
+        self._enqueue_dependents_safely(self.queues[0], job)
+
+    def _write_failure(
+        self,
+        job: FencedJob,
+        execution: Execution | None,
+        reason: str,
+        status: JobStatus,
+        pipeline: Pipeline,
+    ) -> None:
+        job.ended_at = now()
+        job.set_status(status, pipeline=pipeline)
+        self.cleanup_execution(job, pipeline=pipeline, execution=execution)
+        job._handle_failure(
+            reason,
+            pipeline=pipeline,
+            worker_name=self.name,
+            execution_id=execution.id if execution else None,
+            execution_started_at=execution.created_at if execution else None,
+            execution_ended_at=job.ended_at,
+        )
+        self.increment_failed_job_count(pipeline)
+        if job.started_at is not None:
+            self.increment_total_working_time(job.ended_at - job.started_at, pipeline)
+
+    def cleanup_execution(
+        self, job: Job, pipeline: Pipeline, execution: Execution | None = None
+    ) -> None:
+        """RQ's hook in the transaction that ends a job: the lease and the last event belong there.
+
+        The token stays, so that a repeated attempt can tell its own work from somebody else's.
+        """
+        super().cleanup_execution(job, pipeline, execution)
+        pipeline.zrem(self.keys.leases, job.id)
+        if isinstance(job, FencedJob) and job.last_event is not None:
+            publish(pipeline, self.keys, job.id, job.last_event, self.event_ttl)
+
+    def handle_execution_ended(self, job: Job, queue: Queue, heartbeat_ttl: int) -> None:
+        """RQ's, without a write of its own: it would come before the check of the lease."""
+        job.ended_at = now()

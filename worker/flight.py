@@ -1,0 +1,148 @@
+"""A job in flight: what the loop knows of it between claim and end."""
+
+import time
+from dataclasses import dataclass, field
+
+from rq.executions import Execution
+from rq.job import JobStatus
+
+from koala.events import EventType, JobEvent
+from koala.spec import ImageRef, JobError, JobResult, JobSpec, Usage
+from worker.engine import SampleRequest
+from worker.fencing import FencedJob
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a job ends: RQ's status for it, the event that tells of it, and the result or reason."""
+
+    status: JobStatus
+    event: JobEvent
+    result: JobResult | None = None
+    reason: str = ""
+    code: str = ""
+
+    @classmethod
+    def completed(cls, result: JobResult) -> "Outcome":
+        """All images are stored."""
+        event = JobEvent(EventType.COMPLETED, {"result": result.model_dump(mode="json")})
+        return cls(JobStatus.FINISHED, event, result=result)
+
+    @classmethod
+    def failed(cls, code: str, message: str) -> "Outcome":
+        """The job cannot be done; ``message`` is a sentence for people."""
+        error = JobError(message=message, code=code)
+        event = JobEvent(EventType.FAILED, {"error": error.model_dump()})
+        return cls(JobStatus.FAILED, event, reason=message, code=code)
+
+    @classmethod
+    def stopped(cls) -> "Outcome":
+        """Somebody asked for the job to be stopped."""
+        event = JobEvent(EventType.CANCELLED, {})
+        return cls(JobStatus.STOPPED, event, reason="The job was stopped on request.")
+
+
+@dataclass(frozen=True, slots=True)
+class ImageKey:
+    """Names one image of one run of a job, so that events of an earlier run match nothing."""
+
+    job_id: str
+    run: str
+    index: int
+
+
+@dataclass(slots=True, eq=False)
+class Flight:
+    """A claimed job.
+
+    ``outcome`` is set once the job's end is decided; until the end is written down, the lease is
+    still kept. ``timeout`` is in seconds since the claim. ``in_engine`` holds the indexes of the
+    images that the engine still draws.
+    """
+
+    job: FencedJob
+    execution: Execution
+    spec: JobSpec
+    timeout: float
+    text_tokens: int
+    warnings: list[str]
+    admitted_at: float = field(default_factory=time.monotonic)
+    denoised_at: float | None = None
+    outcome: Outcome | None = None
+    steps: list[int] = field(init=False)
+    images: list[ImageRef | None] = field(init=False)
+    in_engine: set[int] = field(init=False)
+    requests: list[SampleRequest] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.steps = [0] * self.spec.n
+        self.images = [None] * self.spec.n
+        self.in_engine = set()
+        self.requests = [self._request(index) for index in range(self.spec.n)]
+
+    @property
+    def id(self) -> str:
+        """The job's id."""
+        return self.job.id
+
+    @property
+    def token(self) -> str:
+        """What proves that the job is ours."""
+        return self.execution.id
+
+    def key(self, index: int) -> ImageKey:
+        """The engine's name for image ``index``."""
+        return ImageKey(self.id, self.token, index)
+
+    @property
+    def overtime(self) -> float:
+        """Seconds since the job's time was up; negative before that."""
+        return time.monotonic() - self.admitted_at - self.timeout
+
+    @property
+    def rows_to_denoise(self) -> int:
+        """Rows of the U-Net batch that the job still needs."""
+        return sum(
+            request.rows
+            for request, done in zip(self.requests, self.steps, strict=True)
+            if done < request.num_inference_steps
+        )
+
+    @property
+    def images_to_store(self) -> int:
+        """Images not stored yet."""
+        return self.images.count(None)
+
+    def advance(self, index: int, step: int) -> None:
+        """Note that image ``index`` has done ``step`` steps."""
+        self.steps[index] = step
+        if self.denoised_at is None and min(self.steps) >= self.spec.num_inference_steps:
+            self.denoised_at = time.monotonic()
+
+    def store(self, index: int, image: ImageRef) -> None:
+        """Note that an image is stored; with the last one the outcome is there."""
+        self.images[index] = image
+        stored = [ref for ref in self.images if ref is not None]
+        if len(stored) == self.spec.n and self.outcome is None:
+            denoised_at = self.denoised_at or time.monotonic()
+            self.outcome = Outcome.completed(
+                JobResult(
+                    images=stored,
+                    usage=Usage(text_tokens=self.text_tokens),
+                    denoise_seconds=round(denoised_at - self.admitted_at, 4),
+                    decode_and_store_seconds=round(time.monotonic() - denoised_at, 4),
+                    warnings=self.warnings,
+                )
+            )
+
+    def _request(self, index: int) -> SampleRequest:
+        return SampleRequest(
+            key=self.key(index),
+            prompt=self.spec.prompt,
+            negative_prompt=self.spec.negative_prompt,
+            width=self.spec.width,
+            height=self.spec.height,
+            num_inference_steps=self.spec.num_inference_steps,
+            guidance_scale=self.spec.guidance_scale,
+            seed=self.spec.image_seed(index),
+        )

@@ -1,0 +1,84 @@
+"""Encodes and stores finished images on threads of its own, so that the engine never waits."""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from typing import Final
+
+import structlog
+from PIL.Image import Image
+
+from koala.spec import ImageRef
+from koala.store import ImageStore
+from worker.flight import Flight, Outcome
+from worker.images import ImageMetadata, encode_image
+
+log = structlog.get_logger()
+
+_THREADS: Final = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What became of one image: its reference, or why the job fails."""
+
+    flight: Flight
+    index: int
+    image: ImageRef | None = None
+    failure: Outcome | None = None
+
+
+class Gallery:
+    """Takes images in and says later what became of them.
+
+    Args:
+        store: Where images go.
+        describe: Builds the metadata that an image carries, from its flight, index and pixels.
+    """
+
+    def __init__(
+        self, store: ImageStore, describe: Callable[[Flight, int, Image], ImageMetadata]
+    ) -> None:
+        self._store = store
+        self._describe = describe
+        self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="gallery")
+        self._pending: dict[Future[ImageRef], tuple[Flight, int]] = {}
+
+    def take(self, flight: Flight, index: int, image: Image) -> None:
+        """Start to encode and store an image."""
+        future = self._pool.submit(self._keep, flight, index, image)
+        self._pending[future] = (flight, index)
+
+    def collect(self, seconds: float = 0.0) -> Iterator[Stored]:
+        """What is done by now; waits up to ``seconds`` for something to be done."""
+        if seconds and self._pending:
+            wait(self._pending, seconds, FIRST_COMPLETED)
+        for future in [future for future in self._pending if future.done()]:
+            flight, index = self._pending.pop(future)
+            yield self._outcome(future, flight, index)
+
+    def close(self) -> None:
+        """Wait for what is being written, drop what is not begun."""
+        self._pool.shutdown(cancel_futures=True)
+        self._pending.clear()
+
+    def _keep(self, flight: Flight, index: int, image: Image) -> ImageRef:
+        spec = flight.spec
+        metadata = self._describe(flight, index, image)
+        data = encode_image(image, spec.output_format, spec.output_compression, metadata)
+        name = spec.image_name(index)
+        self._store.put(name, data)
+        return ImageRef(name=name, seed=spec.image_seed(index), size_bytes=len(data))
+
+    def _outcome(self, future: Future[ImageRef], flight: Flight, index: int) -> Stored:
+        error = future.exception()
+        if error is None:
+            return Stored(flight, index, image=future.result())
+        log.error("an image was not stored", job_id=flight.id, index=index, exc_info=error)
+        if isinstance(error, OSError):
+            reason = error.strerror or str(error)
+            failure = Outcome.failed("image_store_error", f"The image was not stored: {reason}.")
+        else:
+            message = f"The image was not encoded: {error}"
+            failure = Outcome.failed("generation_failed", message)
+        return Stored(flight, index, failure=failure)

@@ -1,0 +1,363 @@
+"""The worker: RQ's own loop while idle, ours while anything is in flight."""
+
+import time
+from collections.abc import Iterator
+from queue import Empty, SimpleQueue
+from typing import Any, Final, TypeVar, cast
+
+import structlog
+from redis import Redis
+from rq.job import Job
+from rq.queue import Queue
+from rq.serializers import JSONSerializer
+from rq.suspension import is_suspended
+
+from koala.events import EventType, JobEvent, publish
+from koala.keys import Keys
+from koala.settings import Settings
+from koala.workers import WorkerAd
+from worker.admission import EXECUTION_TTL, Admission, InvalidJob, ServedModel
+from worker.beat import Beat
+from worker.engine import Engine, EngineEvent, Failed, Finished, Progress
+from worker.fencing import FencedJob, LeaseLost
+from worker.flight import Flight, ImageKey, Outcome
+from worker.gallery import Gallery
+from worker.landing import Landing
+from worker.leases import Leases
+from worker.metrics import WorkerMetrics
+from worker.rates import Rates
+from worker.steady import SteadyWorker
+from worker.upkeep import Upkeep
+
+log = structlog.get_logger()
+
+# Images admitted but not stored yet, in batches: bounds memory when decoding or storing is slow.
+_BACKLOG_BATCHES: Final = 4
+
+# How long the loop rests when the engine has nothing to do but something is still in flight.
+_REST_SECONDS: Final = 0.005
+
+_T = TypeVar("_T")
+
+
+class InflightWorker(SteadyWorker):
+    """Runs many jobs at once on one engine, step by step.
+
+    Args:
+        settings: Queue name, lease, limits.
+        connection: A blocking client that returns bytes.
+        engine: Draws.
+        gallery: Encodes and stores.
+        model: The engine's model.
+        account: The rest of what the worker says of itself: device, dtype, metrics_url.
+        metrics: Where to count.
+        name: The worker's name; unique.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        connection: Redis,
+        engine: Engine,
+        gallery: Gallery,
+        *,
+        model: ServedModel,
+        account: dict[str, Any],
+        metrics: WorkerMetrics,
+        name: str,
+    ) -> None:
+        leases = Leases(connection, settings)
+        super().__init__(
+            [settings.queue],
+            name=name,
+            connection=connection,
+            serializer=JSONSerializer,
+            keys=Keys(settings.queue),
+            event_ttl=leases.event_ttl,
+            drain_seconds=settings.drain_seconds,
+        )
+        self._settings = settings
+        self._engine = engine
+        self._gallery = gallery
+        self._account = {"model": model.id, **account}
+        self._metrics = metrics
+        self._rates = Rates()
+        self._flights: dict[str, Flight] = {}
+        self._stops: SimpleQueue[str] = SimpleQueue()
+        self._lost: SimpleQueue[tuple[str, str]] = SimpleQueue()
+        self._leases = leases
+        self._admission = Admission(self, leases, settings, model)
+        self._landing = Landing(self, metrics)
+        self._upkeep = Upkeep(
+            self, leases, settings, self._flights, self._lost.put, self._describe, metrics
+        )
+        self._beat = Beat(settings.heartbeat_seconds, self._upkeep.beat)
+        self._next_maintenance = 0.0
+        self._is_suspended = False
+        # The engine belongs to the loop's thread; the beat's thread reads this instead.
+        self._rows = 0
+
+    # The loop
+
+    def execute_job(self, job: Job, queue: Queue) -> None:
+        """Run the job that ended the wait, and whatever joins it, until nothing is in flight."""
+        self._take(job)
+        while self._flights:
+            self._obey()
+            self._admit()
+            self._advance()
+            self._collect()
+            self._land()
+            self._maintain()
+
+    def _obey(self) -> None:
+        """Do what others want: drop what is lost, stop what is stopped, end what takes too long."""
+        for job_id, token in _drain(self._lost):
+            flight = self._flights.get(job_id)
+            if flight is not None and flight.token == token:
+                self._forget_lost(flight)
+        for job_id in _drain(self._stops):
+            if job_id in self._flights:
+                self._decide(self._flights[job_id], Outcome.stopped())
+        for flight in self._flights.values():
+            if flight.overtime > 0:
+                message = f"The job did not finish within {flight.timeout:g} seconds."
+                self._decide(flight, Outcome.failed("timeout", message))
+        if self.is_drained:
+            self._hand_back()
+
+    def _admit(self) -> None:
+        """Take jobs while the engine can use them now; the rest is for other workers."""
+        while self._has_room and self.link.is_due:
+            popped = None
+            with self.link.attempt():
+                popped = self.queue_class.dequeue_any(
+                    self.queues,
+                    None,
+                    connection=self.connection,
+                    job_class=self.job_class,
+                    serializer=self.serializer,
+                )
+            if popped is None:
+                return
+            self._take(popped[0])
+
+    def _advance(self) -> None:
+        """One step of the engine; an engine that raises ends the worker, as a crash would."""
+        if self._engine.is_idle:
+            return
+        began = time.perf_counter()
+        events = self._engine.step()
+        self._measure(time.perf_counter() - began)
+        heard = [(event, self._flight_of(event.key)) for event in events]
+        # First of all, what the engine is done with: it must not be asked to remove that.
+        for event, flight in heard:
+            if flight is not None and isinstance(event, (Finished, Failed)):
+                flight.in_engine.discard(event.key.index)
+        for event, flight in heard:
+            if flight is not None and flight.outcome is None:
+                self._heed(event, flight)
+        self._tell([event.key.job_id for event in events if isinstance(event, Progress)])
+
+    def _heed(self, event: EngineEvent, flight: Flight) -> None:
+        match event:
+            case Progress(step=step):
+                flight.advance(event.key.index, step)
+            case Finished(image=image):
+                self._gallery.take(flight, event.key.index, image)
+            case Failed(error=error):
+                log.error("a sample failed", job_id=flight.id, exc_info=error)
+                message = str(error) or type(error).__name__
+                self._decide(flight, Outcome.failed("generation_failed", message))
+
+    def _collect(self) -> None:
+        """Note which images are stored by now; rest if that is all there is to wait for."""
+        patience = _REST_SECONDS if self._engine.is_idle else 0.0
+        for stored in self._gallery.collect(patience):
+            if stored.image is not None:
+                self._rates.image()
+                self._metrics.images.labels(stored.flight.spec.output_format).inc()
+                stored.flight.store(stored.index, stored.image)
+            elif stored.failure is not None:
+                self._decide(stored.flight, stored.failure)
+
+    def _land(self) -> None:
+        """Write down the end of every job whose end is decided."""
+        for flight in list(self._flights.values()):
+            if flight.outcome is None or not self.link.is_due:
+                continue
+            with self.link.attempt():
+                try:
+                    self._landing.land(flight, flight.outcome)
+                    self._forget(flight)
+                except LeaseLost:
+                    self._forget_lost(flight)
+        if self.link.is_down and self._engine.is_idle:
+            time.sleep(_REST_SECONDS)
+
+    def _maintain(self) -> None:
+        """What RQ's own loop would do between two jobs, at the pace of the heartbeat."""
+        if time.monotonic() < self._next_maintenance or not self.link.is_due:
+            return
+        self._next_maintenance = time.monotonic() + self._settings.heartbeat_seconds
+        if self.should_run_maintenance_tasks:
+            self.run_maintenance_tasks()
+        with self.link.attempt(), self.connection.pipeline(transaction=False) as pipeline:
+            for flight in self._flights.values():
+                registry = flight.job.started_job_registry
+                flight.execution.heartbeat(registry, EXECUTION_TTL, pipeline)
+            pipeline.execute()
+            self._is_suspended = bool(is_suspended(self.connection))
+
+    # Into flight
+
+    @property
+    def _has_room(self) -> bool:
+        if self.is_stopping or self._is_suspended:
+            return False
+        flights = self._flights.values()
+        return (
+            sum(flight.rows_to_denoise for flight in flights) < self._engine.max_rows
+            and sum(flight.images_to_store for flight in flights)
+            < _BACKLOG_BATCHES * self._engine.max_rows
+        )
+
+    def _take(self, job: Job) -> None:
+        job = cast(FencedJob, job)
+        with self.link.attempt():
+            execution = self._admission.claim(job)
+            if execution is None:
+                return
+            try:
+                spec = self._admission.read(job)
+            except InvalidJob as error:
+                self._landing.refuse(job, execution, str(error))
+                return
+            self._board(self._admission.board(job, execution, spec))
+
+    def _board(self, flight: Flight) -> None:
+        stale = self._flights.get(flight.id)
+        if stale is not None:
+            # Our lease ran out, the job went round, and here it is again before we noticed.
+            self._forget_lost(stale)
+        self._flights[flight.id] = flight
+        try:
+            for index, request in enumerate(flight.requests):
+                self._engine.add(request)
+                flight.in_engine.add(index)
+        except ValueError as error:
+            self._decide(flight, Outcome.failed("invalid_job", f"Not to be drawn: {error}."))
+        waited = (flight.execution.created_at - flight.job.created_at).total_seconds()
+        self._metrics.queue_wait_seconds.observe(max(0.0, waited))
+        self._metrics.jobs_running.set(len(self._flights))
+
+    # In flight
+
+    def _flight_of(self, key: ImageKey) -> Flight | None:
+        flight = self._flights.get(key.job_id)
+        return flight if flight is not None and flight.token == key.run else None
+
+    def _tell(self, job_ids: list[str]) -> None:
+        flights = [
+            self._flights[job_id]
+            for job_id in dict.fromkeys(job_ids)
+            if job_id in self._flights and self._flights[job_id].outcome is None
+        ]
+        # A step that could not be told is not told later: the next one says more.
+        if not flights or not self.link.is_due:
+            return
+        with self.link.attempt(), self.connection.pipeline(transaction=False) as pipeline:
+            for flight in flights:
+                data = {"step": sum(flight.steps), "steps": flight.spec.total_steps}
+                publish(
+                    pipeline, self.keys, flight.id, JobEvent(EventType.STEP, data), self.event_ttl
+                )
+            pipeline.execute()
+
+    def _measure(self, seconds: float) -> None:
+        tick = self._engine.last_tick
+        if tick.rows:
+            self._rates.step(seconds)
+            self._metrics.unet_step_seconds.observe(tick.unet_seconds)
+            self._metrics.batch_rows.observe(tick.rows)
+        else:
+            self._rates.pause(seconds)
+        if tick.decoded:
+            self._metrics.decode_seconds.observe(tick.decode_seconds)
+        self._metrics.samples_in_flight.set(self._engine.in_flight)
+        self._metrics.samples_waiting.set(self._engine.waiting)
+        self._rows = self._engine.rows
+
+    # Out of flight
+
+    def _decide(self, flight: Flight, outcome: Outcome) -> None:
+        """The one place where a job in flight is given up: nothing of it is drawn any more."""
+        if flight.outcome is None:
+            flight.outcome = outcome
+            self._leave_engine(flight)
+
+    def _leave_engine(self, flight: Flight) -> None:
+        for index in flight.in_engine:
+            self._engine.remove(flight.key(index))
+        flight.in_engine.clear()
+
+    def _forget(self, flight: Flight) -> None:
+        self._leave_engine(flight)
+        self._flights.pop(flight.id, None)
+        self.executions.pop(flight.token, None)
+        self._metrics.jobs_running.set(len(self._flights))
+
+    def _forget_lost(self, flight: Flight) -> None:
+        log.warning("a lease was lost, its job is somebody else's", job_id=flight.id)
+        self._metrics.leases_lost.inc()
+        self._forget(flight)
+
+    def _hand_back(self) -> None:
+        flights = sorted(self._flights.values(), key=lambda flight: flight.job.created_at)
+        with self.link.attempt():
+            held = [(flight.id, flight.token) for flight in flights]
+            returned = self._leases.hand_back(held, "drained")
+            self._metrics.jobs_requeued.labels("drained").inc(len(returned))
+            log.info("jobs go back to the queue", reason="drained", job_ids=returned)
+        # What could not be handed back now is found by the reaper once its lease is over.
+        for flight in flights:
+            self._forget(flight)
+
+    # Around the loop
+
+    def bootstrap(self, *args: Any, **kwargs: Any) -> None:
+        """RQ's; from here on the worker is known to be there."""
+        super().bootstrap(*args, **kwargs)
+        self._upkeep.beat()
+        self._beat.start()
+
+    def teardown(self) -> None:
+        """RQ's; from here on the worker is known to be gone."""
+        self._beat.stop()
+        self._gallery.close()
+        with self.link.attempt():
+            self._upkeep.withdraw()
+        super().teardown()
+
+    def request_stop_job(self, job_id: str) -> None:
+        """Stop a job in flight; ids of other jobs are passed over."""
+        self._stops.put(job_id)
+
+    def _describe(self, **given: Any) -> WorkerAd:
+        return WorkerAd(
+            **given,
+            **self._account,
+            rows=self._rows,
+            max_rows=self._engine.max_rows,
+            images_total=self._rates.images_total,
+            images_per_second=self._rates.images_per_second,
+            seconds_per_step=self._rates.seconds_per_step,
+        )
+
+
+def _drain(queue: SimpleQueue[_T]) -> Iterator[_T]:
+    while True:
+        try:
+            yield queue.get_nowait()
+        except Empty:
+            return

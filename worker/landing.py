@@ -1,0 +1,76 @@
+"""Landing: writes down how a job ended, once, and counts it."""
+
+import time
+
+import structlog
+from rq.executions import Execution
+from rq.job import JobStatus
+
+from worker.fencing import AlreadyEnded, FencedJob, FencedWorker, LeaseLost
+from worker.flight import Flight, Outcome
+from worker.metrics import WorkerMetrics
+
+log = structlog.get_logger()
+
+
+class Landing:
+    """Ends jobs under their lease.
+
+    Args:
+        worker: In whose name.
+        metrics: Where ends are counted.
+    """
+
+    def __init__(self, worker: FencedWorker, metrics: WorkerMetrics) -> None:
+        self._worker = worker
+        self._metrics = metrics
+
+    def land(self, flight: Flight, outcome: Outcome) -> None:
+        """Write down the end of a flight.
+
+        Raises:
+            LeaseLost: The job is somebody else's; nothing was written.
+            redis.RedisError: Redis does not answer; the call can be repeated.
+        """
+        job, execution = flight.job, flight.execution
+        job.last_event = outcome.event
+        try:
+            if outcome.result is not None:
+                self._worker.complete(job, execution, outcome.result.model_dump(mode="json"))
+            else:
+                self._worker.fail(job, execution, outcome.reason, outcome.status)
+        except AlreadyEnded:
+            log.info("a job had ended already", job_id=job.id)
+        self._count(outcome)
+        seconds = time.monotonic() - flight.admitted_at
+        if outcome.status == JobStatus.FINISHED:
+            self._metrics.job_seconds.observe(seconds)
+        log.info(
+            "a job ended",
+            job_id=job.id,
+            status=outcome.status.value,
+            code=outcome.code or None,
+            seconds=round(seconds, 3),
+        )
+
+    def refuse(self, job: FencedJob, execution: Execution, reason: str) -> None:
+        """Fail a claimed job that is none of ours; nothing it asks for at its end is done.
+
+        Raises:
+            redis.RedisError: Redis does not answer; the lease runs out, and another worker will.
+        """
+        log.warning("refused a job", job_id=job.id, reason=reason)
+        outcome = Outcome.failed("invalid_job", reason)
+        job.forget_hooks()
+        job.last_event = outcome.event
+        try:
+            self._worker.fail(job, execution, reason)
+        except LeaseLost:
+            self._metrics.leases_lost.inc()
+        else:
+            self._count(outcome)
+        finally:
+            self._worker.executions.pop(execution.id, None)
+
+    def _count(self, outcome: Outcome) -> None:
+        self._metrics.jobs_finished.labels(outcome.status.value, outcome.code).inc()

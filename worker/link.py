@@ -1,0 +1,73 @@
+"""Whether Redis answers right now, and when to ask again if it does not."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+import structlog
+from redis.exceptions import (
+    ConnectionError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    TimeoutError,
+)
+
+log = structlog.get_logger()
+
+# What passes without our doing: the server restarts, fails over, or is full for a while.
+OUTAGE: Final = (ConnectionError, TimeoutError, ReadOnlyError, OutOfMemoryError)
+
+_FIRST_BACKOFF: Final = 0.05
+_LONGEST_BACKOFF: Final = 2.0
+
+
+class Link:
+    """Swallows outages of Redis for one thread and spaces the attempts out.
+
+    What an attempt was about has to be kept by the caller until an attempt succeeds.
+
+    Args:
+        name: Whose link it is, for the log.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._backoff = 0.0
+        self._next_attempt = 0.0
+        self._down_since: float | None = None
+
+    @property
+    def is_due(self) -> bool:
+        """Whether an attempt may be made now: always, unless the last ones failed."""
+        return time.monotonic() >= self._next_attempt
+
+    @property
+    def is_down(self) -> bool:
+        """Whether the last attempt failed."""
+        return self._down_since is not None
+
+    @contextmanager
+    def attempt(self) -> Iterator[None]:
+        """Run commands; an outage ends the block early instead of raising."""
+        try:
+            yield
+        except OUTAGE as error:
+            self._failed(error)
+        else:
+            self._succeeded()
+
+    def _failed(self, error: Exception) -> None:
+        if self._down_since is None:
+            self._down_since = time.monotonic()
+            log.warning("redis is away, work goes on", link=self._name, error=str(error))
+        self._backoff = min(max(2 * self._backoff, _FIRST_BACKOFF), _LONGEST_BACKOFF)
+        self._next_attempt = time.monotonic() + self._backoff
+
+    def _succeeded(self) -> None:
+        if self._down_since is not None:
+            away = round(time.monotonic() - self._down_since, 1)
+            log.info("redis is back", link=self._name, seconds=away)
+            self._down_since = None
+            self._backoff = 0.0
+            self._next_attempt = 0.0

@@ -1,0 +1,156 @@
+"""Starts one worker: Redis, the pipeline, the engine, the loop; in this order."""
+
+import os
+import secrets
+import socket
+import sys
+from datetime import UTC, datetime
+
+import redis
+import structlog
+import torch
+from PIL.Image import Image
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from koala import __version__
+from koala.catalogue import ModelCard, resolve
+from koala.connections import connect
+from koala.errors import ModelNotFound
+from koala.settings import Settings
+from koala.store import ImageStore
+from worker.admission import ServedModel
+from worker.engine import Engine, ModelLoadError, ResidentPipeline
+from worker.flight import Flight
+from worker.gallery import Gallery
+from worker.images import ImageMetadata
+from worker.inflight import InflightWorker
+from worker.metrics import WorkerMetrics
+
+log = structlog.get_logger()
+
+
+class CannotStart(Exception):
+    """The worker cannot start; the message says why, in one line."""
+
+
+def run(settings: Settings) -> int:
+    """Work until a signal asks to stop; the process's exit code.
+
+    An unreachable Redis or a model that cannot be loaded is one line on stderr and exit code 1; a
+    worker that broke down ends with exit code 1 too, what was wrong being in the log.
+    """
+    try:
+        card = _find(settings)
+        connection = _reach_redis(settings)
+        pipeline = _load(settings, card)
+        metrics = WorkerMetrics()
+        metrics_url = _serve(metrics, settings)
+        worker = _build(settings, card, connection, pipeline, metrics, metrics_url)
+        log.info("ready", worker=worker.name, model=card.id, metrics=metrics_url)
+        worker.work()
+        return 0 if worker.is_stopping else 1
+    except CannotStart as error:
+        print(f"koala: {error}", file=sys.stderr)
+        return 1
+    except redis.RedisError as error:
+        # The loop outlives outages, so this one came while the model was being loaded.
+        print(f"koala: Redis went away: {error}", file=sys.stderr)
+        return 1
+
+
+def _find(settings: Settings) -> ModelCard:
+    try:
+        return resolve(settings.model, settings.model_revision)
+    except ModelNotFound as error:
+        raise CannotStart(error.message) from None
+
+
+def _reach_redis(settings: Settings) -> redis.Redis:
+    try:
+        connection = connect(settings)
+    except ValueError as error:
+        raise CannotStart(f"KOALA_REDIS_URL: {error}.") from None
+    # A connection that went stale deserves a second try. Whoever waits longer than that holds up
+    # the engine, so from there on the loop itself says when to try again.
+    connection.set_retry(Retry(NoBackoff(), 1))
+    try:
+        connection.ping()
+    except redis.RedisError as error:
+        raise CannotStart(f"No Redis for the worker: {error}") from None
+    return connection
+
+
+def _load(settings: Settings, card: ModelCard) -> ResidentPipeline:
+    try:
+        return ResidentPipeline.load(
+            card.source,
+            revision=card.revision,
+            device=settings.device,
+            scheduler_overrides=card.scheduler_overrides,
+            torch_threads=settings.torch_threads,
+        )
+    except ModelLoadError as error:
+        raise CannotStart(" ".join(str(error).split())) from None
+
+
+def _serve(metrics: WorkerMetrics, settings: Settings) -> str:
+    try:
+        return metrics.serve(settings.metrics_host, settings.metrics_port)
+    except OSError as error:
+        raise CannotStart(
+            f"Cannot serve metrics on {settings.metrics_host}:{settings.metrics_port}: "
+            f"{error.strerror}. Set "
+            "KOALA_METRICS_PORT to another port."
+        ) from None
+
+
+def _build(
+    settings: Settings,
+    card: ModelCard,
+    connection: redis.Redis,
+    pipeline: ResidentPipeline,
+    metrics: WorkerMetrics,
+    metrics_url: str,
+) -> InflightWorker:
+    if torch.device(pipeline.device).type == "cuda":
+        metrics.watch_vram(
+            lambda: torch.cuda.memory_allocated(pipeline.device),
+            lambda: torch.cuda.memory_reserved(pipeline.device),
+        )
+
+    def describe(flight: Flight, index: int, image: Image) -> ImageMetadata:
+        spec = flight.spec
+        return ImageMetadata(
+            prompt=spec.prompt,
+            negative_prompt=spec.negative_prompt,
+            seed=spec.image_seed(index),
+            steps=spec.num_inference_steps,
+            guidance_scale=spec.guidance_scale,
+            scheduler=pipeline.scheduler_name,
+            model=card.id,
+            software=f"koala-serve {__version__}",
+            width=image.width,
+            height=image.height,
+            created=datetime.now(UTC),
+        )
+
+    return InflightWorker(
+        settings,
+        connection,
+        Engine(pipeline, max_rows=settings.max_batch_rows or card.batch_rows),
+        Gallery(ImageStore(settings.resolved_image_store), describe),
+        model=ServedModel(
+            id=card.id,
+            names=frozenset({card.id, card.source, settings.model}),
+            count_tokens=pipeline.count_tokens,
+            max_prompt_tokens=pipeline.max_prompt_tokens,
+        ),
+        account={
+            "device": str(pipeline.device),
+            "dtype": str(pipeline.dtype).removeprefix("torch."),
+            "metrics_url": metrics_url,
+        },
+        metrics=metrics,
+        name=f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}",
+    )

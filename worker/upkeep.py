@@ -1,0 +1,139 @@
+"""What a worker does beside drawing: signs of life, its own account, and the reaper."""
+
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Final, cast
+
+import structlog
+from rq import worker_registration
+from rq.exceptions import NoSuchJobError
+
+from koala import __version__
+from koala.events import EventType, JobEvent
+from koala.settings import Settings
+from koala.spec import JobError
+from koala.workers import WorkerAd, advertise, forget_dead, withdraw
+from worker.fencing import AlreadyEnded, FencedJob, FencedWorker, LeaseLost
+from worker.flight import Flight
+from worker.leases import Leases
+from worker.metrics import WorkerMetrics
+from worker.reaper import Reaper
+
+log = structlog.get_logger()
+
+# The loop itself ends jobs that run over their time. One that is still there so much later sits in
+# a step that never ends, and holding it any longer would keep it from the other workers.
+HANG_GRACE: Final = 60.0
+
+# An account outlives one missed beat.
+_AD_BEATS: Final = 3
+
+
+class Upkeep:
+    """One beat's work. Runs on the beat's thread, beside the loop.
+
+    Args:
+        worker: Whose upkeep it is.
+        leases: Renews what is in flight.
+        settings: Pace and limits.
+        flights: The jobs in flight; only read here.
+        lost: Told of each lost lease, as job id and token.
+        account: Fills in what the worker says of itself, given its name and times.
+        metrics: Where requeued jobs are counted.
+    """
+
+    def __init__(
+        self,
+        worker: FencedWorker,
+        leases: Leases,
+        settings: Settings,
+        flights: Mapping[str, Flight],
+        lost: Callable[[tuple[str, str]], None],
+        account: Callable[..., WorkerAd],
+        metrics: WorkerMetrics,
+    ) -> None:
+        self._worker = worker
+        self._leases = leases
+        self._settings = settings
+        self._flights = flights
+        self._lost = lost
+        self._account = account
+        self._metrics = metrics
+        self._reaper = Reaper(worker.connection, settings, leases)
+        self._started_at = datetime.now(UTC)
+
+    def beat(self) -> None:
+        """Everything, most urgent first.
+
+        Raises:
+            redis.RedisError: Redis does not answer; the next beat repeats it all.
+        """
+        self.renew()
+        self.show_life()
+        self.reap()
+
+    def renew(self) -> None:
+        """Keep the leases of all jobs in flight, those of hung ones excepted."""
+        held = {
+            flight.id: flight.token
+            for flight in list(self._flights.values())
+            if flight.outcome is not None or flight.overtime < HANG_GRACE
+        }
+        for job_id in self._leases.renew(held):
+            self._lost((job_id, held[job_id]))
+
+    def show_life(self) -> None:
+        """Renew RQ's worker entry, anew if it expired meanwhile, and the worker's account."""
+        worker = self._worker
+        with worker.connection.pipeline() as pipeline:
+            worker.heartbeat(pipeline=pipeline)
+            [created, *_] = pipeline.execute()
+            if created:
+                pipeline.hset(worker.key, mapping=worker.serialize())
+                worker_registration.register(worker, pipeline)
+                pipeline.execute()
+        self.advertise()
+
+    def advertise(self) -> None:
+        """Write the worker's account of itself."""
+        beats = timedelta(seconds=_AD_BEATS * self._settings.heartbeat_seconds)
+        ad = self._account(
+            name=self._worker.name,
+            version=__version__,
+            started_at=self._started_at,
+            expires_at=datetime.now(UTC) + beats,
+            jobs_in_flight=len(self._flights),
+        )
+        advertise(self._worker.connection, self._worker.keys, ad)
+
+    def withdraw(self) -> None:
+        """Remove the worker's account."""
+        withdraw(self._worker.connection, self._worker.keys, self._worker.name)
+
+    def reap(self) -> None:
+        """Put back what nobody works on; fail what keeps killing workers."""
+        reaped = self._reaper.reap()
+        for reason, ids in (("worker_died", reaped.requeued), ("never_claimed", reaped.put_back)):
+            if ids:
+                self._metrics.jobs_requeued.labels(reason).inc(len(ids))
+                log.warning("jobs go back to the queue", reason=reason, job_ids=ids)
+        for job_id, attempts in reaped.poisoned.items():
+            self._bury(job_id, reaped.token, attempts)
+        forget_dead(self._worker.connection, self._worker.keys)
+
+    def _bury(self, job_id: str, token: str, attempts: int) -> None:
+        worker = self._worker
+        times = "worker was" if attempts == 1 else "workers were"
+        message = f"The job was given up: {attempts} {times} killed while running it."
+        error = JobError(message=message, code="worker_died")
+        try:
+            job = cast(FencedJob, FencedJob.fetch(job_id, worker.connection, worker.serializer))
+            job.forget_hooks()
+            job.token = token
+            job.last_event = JobEvent(EventType.FAILED, {"error": error.model_dump()})
+            worker.fail(job, None, message)
+        except (NoSuchJobError, LeaseLost, AlreadyEnded) as outcome:
+            log.warning("a job could not be given up", job_id=job_id, outcome=repr(outcome))
+            return
+        self._metrics.jobs_finished.labels("failed", error.code).inc()
+        log.error("a job keeps killing workers", job_id=job_id, attempts=attempts)

@@ -1,0 +1,1 @@
+"""Benchmarks: ratios between things measured side by side in one run."""

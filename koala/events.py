@@ -1,6 +1,6 @@
-"""Events of a job: one capped, expiring Redis Stream each, and one wake-up channel for all.
+"""Events of a job: one capped, expiring Redis Stream each, and two wake-up channels for all.
 
-The stream holds the data and survives a lost connection; the channel only says that there is
+The stream holds the data and survives a lost connection; a channel only says that there is
 something to read. An entry's id in the stream is the event's id.
 """
 
@@ -63,7 +63,8 @@ def publish(commands: _Commands, keys: Keys, job_id: str, event: JobEvent, ttl: 
     stream = keys.events(job_id)
     commands.xadd(stream, encode(event), maxlen=_MAX_EVENTS, approximate=False)
     commands.expire(stream, ttl)
-    commands.publish(keys.wake, f"{job_id} {event.type}")
+    channel = keys.progress if event.type is EventType.STEP else keys.wake
+    commands.publish(channel, f"{job_id} {event.type}")
 
 
 def encode(event: JobEvent) -> dict[str, str]:

@@ -56,6 +56,11 @@ class Keys:
         """Pub/sub channel that carries ``<job id> <event type>``; data is in the streams."""
         return f"koala:{self.queue}:wake"
 
+    @property
+    def progress(self) -> str:
+        """The same for steps, which come too often for those who only wait for an end."""
+        return f"koala:{self.queue}:progress"
+
     def events(self, job_id: str) -> str:
         """The stream of one job's events."""
         return f"koala:{self.queue}:events:{job_id}"

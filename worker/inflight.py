@@ -12,7 +12,6 @@ from rq.queue import Queue
 from rq.serializers import JSONSerializer
 from rq.suspension import is_suspended
 
-from koala.events import EventType, JobEvent, publish
 from koala.keys import Keys
 from koala.settings import Settings
 from koala.workers import WorkerAd
@@ -22,6 +21,7 @@ from worker.engine import Engine, EngineEvent, Failed, Finished, Progress
 from worker.fencing import FencedJob, LeaseLost
 from worker.flight import Flight, ImageKey, Outcome
 from worker.gallery import Gallery
+from worker.herald import Herald
 from worker.landing import Landing
 from worker.leases import Leases
 from worker.metrics import WorkerMetrics
@@ -88,6 +88,7 @@ class InflightWorker(SteadyWorker):
         self._leases = leases
         self._admission = Admission(self, leases, settings, model)
         self._landing = Landing(self, metrics)
+        self._herald = Herald(self, self.link)
         self._upkeep = Upkeep(
             self, leases, settings, self._flights, self._lost.put, self._describe, metrics
         )
@@ -157,7 +158,8 @@ class InflightWorker(SteadyWorker):
         for event, flight in heard:
             if flight is not None and flight.outcome is None:
                 self._heed(event, flight)
-        self._tell([event.key.job_id for event in events if isinstance(event, Progress)])
+        self._herald.note([event.key.job_id for event in events if isinstance(event, Progress)])
+        self._herald.tell(self._flights)
 
     def _heed(self, event: EngineEvent, flight: Flight) -> None:
         match event:
@@ -256,23 +258,6 @@ class InflightWorker(SteadyWorker):
     def _flight_of(self, key: ImageKey) -> Flight | None:
         flight = self._flights.get(key.job_id)
         return flight if flight is not None and flight.token == key.run else None
-
-    def _tell(self, job_ids: list[str]) -> None:
-        flights = [
-            self._flights[job_id]
-            for job_id in dict.fromkeys(job_ids)
-            if job_id in self._flights and self._flights[job_id].outcome is None
-        ]
-        # A step that could not be told is not told later: the next one says more.
-        if not flights or not self.link.is_due:
-            return
-        with self.link.attempt(), self.connection.pipeline(transaction=False) as pipeline:
-            for flight in flights:
-                data = {"step": sum(flight.steps), "steps": flight.spec.total_steps}
-                publish(
-                    pipeline, self.keys, flight.id, JobEvent(EventType.STEP, data), self.event_ttl
-                )
-            pipeline.execute()
 
     def _measure(self, seconds: float) -> None:
         tick = self._engine.last_tick

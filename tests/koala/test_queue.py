@@ -137,18 +137,19 @@ def test_an_event_wakes_listeners_and_stays_in_the_stream(
 ) -> None:
     async def use(queue: JobQueue) -> None:
         listener = connection.pubsub(ignore_subscribe_messages=True)
-        listener.subscribe(queue.keys.wake)
+        listener.subscribe(queue.keys.wake, queue.keys.progress)
         record = await queue.submit(spec())
         for step in range(100):
             event = JobEvent(EventType.STEP, {"step": step, "steps": 100})
             publish(connection, queue.keys, record.id, event, ttl=60)
         messages = []
         for message in listener.listen():
-            messages.append(parse_wake(message["data"]))
+            messages.append((message["channel"].decode(), *parse_wake(message["data"])))
             if len(messages) == 101:
                 break
-        assert messages[0] == (record.id, EventType.QUEUED)
-        assert messages[1:] == [(record.id, EventType.STEP)] * 100
+        # Steps have a channel of their own: who waits for an end is not woken by them.
+        assert messages[0] == (queue.keys.wake, record.id, EventType.QUEUED)
+        assert messages[1:] == [(queue.keys.progress, record.id, EventType.STEP)] * 100
         entries = connection.xrange(queue.keys.events(record.id))
         assert len(entries) == 64
         assert decode(*entries[-1]) == JobEvent(

@@ -1,5 +1,6 @@
 """Jobs in flight: how they join, advance and end, and what RQ shows meanwhile."""
 
+import pytest
 from rq import Queue, Worker
 from rq.job import JobStatus
 from rq.serializers import JSONSerializer
@@ -8,9 +9,11 @@ from koala.spec import ImageRef
 from koala.store import ImageStore
 from tests.support import spec
 from tests.worker.rig import Rig
+from worker import herald
 
 
-def test_a_job_completes_and_tells_of_every_step(rig: Rig) -> None:
+def test_a_job_completes_and_tells_of_every_step(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(herald, "PACE_SECONDS", 0.0)
     job_id = rig.submit(num_inference_steps=3)
 
     rig.work()
@@ -32,6 +35,19 @@ def test_a_job_completes_and_tells_of_every_step(rig: Rig) -> None:
     assert events[-1].data == {"result": record.result.model_dump(mode="json")}
     assert record.expires_at is not None
     assert rig.leftovers() == []
+
+
+def test_steps_that_follow_faster_than_anybody_looks_are_told_together(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(herald, "PACE_SECONDS", 3600.0)
+    job_id = rig.submit(num_inference_steps=5)
+
+    rig.work()
+
+    told = [event.data for event in rig.events(job_id) if event.type == "step"]
+    assert told == [{"step": 1, "steps": 5}]
+    assert rig.told(job_id) == ["queued", "admitted", "completed"]
 
 
 def test_the_result_names_each_image_with_its_seed_and_size(rig: Rig) -> None:

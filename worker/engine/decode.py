@@ -1,79 +1,46 @@
-"""From finished latents to images, in chunks small enough not to stall the denoising."""
-
-from typing import Final
+"""From latents to images: one decoder call, and what to do about pixels that are no numbers."""
 
 import torch
 from PIL import Image
 
 from worker.engine.pipeline import ResidentPipeline
-from worker.engine.request import SampleKey
-from worker.engine.sample import NonFiniteError, Sample
-
-# Pixels decoded per tick: many thumbnails, or one large image.
-PIXEL_BUDGET: Final = 512 * 512
+from worker.engine.sample import NonFiniteError
 
 
-class DecodeQueue:
-    """Denoised samples that wait for the VAE, first come, first served.
+def decode_pixels(pipeline: ResidentPipeline, latents: torch.Tensor) -> tuple[torch.Tensor, int]:
+    """Decode latents (n, C, h, w) to pixels (n, 3, H, W), nominally in [-1, 1].
 
-    Args:
-        pixel_budget: Most pixels of one chunk; an image larger than that is a chunk of its own.
+    SDXL's VAE overflows in fp16 on some latents, which others show as a black image. What came
+    out as NaN or infinity is decoded again in fp32.
+
+    Returns:
+        The pixels, and how many images were decoded again.
     """
-
-    def __init__(self, pixel_budget: int = PIXEL_BUDGET) -> None:
-        self._pixel_budget = pixel_budget
-        self._samples: dict[SampleKey, Sample] = {}
-
-    def __len__(self) -> int:
-        return len(self._samples)
-
-    def __contains__(self, sample: Sample) -> bool:
-        return sample.key in self._samples
-
-    def add(self, sample: Sample) -> None:
-        """Queue a denoised sample."""
-        self._samples[sample.key] = sample
-
-    def remove(self, sample: Sample) -> None:
-        """Take ``sample`` out.
-
-        Raises:
-            KeyError: It is not in the queue.
-        """
-        del self._samples[sample.key]
-
-    def next_chunk(self) -> list[Sample]:
-        """Take out the oldest sample and as many of its shape as the budget has room for."""
-        if not self._samples:
-            return []
-        first = next(iter(self._samples.values()))
-        most = max(1, self._pixel_budget // (first.request.width * first.request.height))
-        chunk = [s for s in self._samples.values() if s.shape == first.shape][:most]
-        for sample in chunk:
-            self.remove(sample)
-        return chunk
+    pixels = pipeline.decode(latents)
+    if not pipeline.vae_is_half:
+        return pixels, 0
+    bad = [i for i, finite in enumerate(_are_finite(pixels)) if not finite]
+    if not bad:
+        return pixels, 0
+    pixels = pixels.float()
+    with pipeline.vae_in_float32():
+        for i in bad:
+            pixels[i] = pipeline.decode(latents[i : i + 1])[0]
+    return pixels, len(bad)
 
 
-def decode(pipeline: ResidentPipeline, chunk: list[Sample]) -> list[Image.Image | Exception]:
-    """Decode samples of one shape: for each an RGB image or the reason why there is none."""
-    try:
-        return _decode_together(pipeline, chunk)
-    except Exception as error:
-        if len(chunk) == 1:
-            return [error]
-    # One of them spoils the call: alone, it fails alone.
-    return [result for sample in chunk for result in decode(pipeline, [sample])]
-
-
-def _decode_together(
-    pipeline: ResidentPipeline, chunk: list[Sample]
-) -> list[Image.Image | Exception]:
-    images = pipeline.decode(torch.cat([sample.latents for sample in chunk]))
-    finite = torch.isfinite(images).flatten(1).all(1).tolist()
+def to_images(pixels: torch.Tensor) -> list[Image.Image | Exception]:
+    """RGB images of pixels (n, 3, H, W), or for each the reason why there is none."""
+    finite = _are_finite(pixels)
     # As diffusers' image processor does it: [-1, 1] to [0, 1], then 8 bits, half to even.
-    pixels = images.mul(0.5).add(0.5).clamp(0, 1).float().mul(255).round().to(torch.uint8)
-    arrays = pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+    eight_bits = pixels.mul(0.5).add(0.5).clamp(0, 1).float().mul(255).round().to(torch.uint8)
+    arrays = eight_bits.permute(0, 2, 3, 1).contiguous().cpu().numpy()
     return [
         Image.fromarray(array) if ok else NonFiniteError("the decoded image holds NaN or infinity")
         for array, ok in zip(arrays, finite, strict=True)
     ]
+
+
+def _are_finite(pixels: torch.Tensor) -> list[bool]:
+    flags: list[bool] = torch.isfinite(pixels).flatten(1).all(1).tolist()
+    return flags

@@ -39,22 +39,36 @@ class Batch:
         """Rows of a U-Net call."""
         return self._guided + len(self.samples)
 
+    def consists_of(self, samples: Sequence[Sample]) -> bool:
+        """Whether this is the batch of just these samples."""
+        return len(samples) == len(self.samples) and set(samples) == set(self.samples)
+
     def noise_pred(
-        self, pipeline: ResidentPipeline, model_inputs: Sequence[torch.Tensor]
+        self,
+        pipeline: ResidentPipeline,
+        model_inputs: Sequence[torch.Tensor],
+        most_rows: int | None = None,
     ) -> torch.Tensor:
         """Predict the noise of every sample at its own timestep: (rows, C, h, w).
 
         Args:
             pipeline: Runs the U-Net.
             model_inputs: Each sample's scaled latents (1, C, h, w), in the order of ``samples``.
+            most_rows: Most rows of one call; where there are more, several calls are made.
         """
         timesteps = [sample.timestep for sample in self.samples]
-        return pipeline.predict_noise(
+        rows = (
             torch.cat([*model_inputs[: self._guided], *model_inputs]),
             torch.stack([*timesteps[: self._guided], *timesteps]),
             self._prompt_embeds,
             self._pooled_prompt_embeds,
             self._add_time_ids,
+        )
+        if most_rows is None or self.rows <= most_rows:
+            return pipeline.predict_noise(*rows)
+        parts = [slice(start, start + most_rows) for start in range(0, self.rows, most_rows)]
+        return torch.cat(
+            [pipeline.predict_noise(*(tensor[part] for tensor in rows)) for part in parts]
         )
 
     def guide(self, noise_pred: torch.Tensor) -> torch.Tensor:

@@ -1,18 +1,25 @@
-"""The main loop: admit, choose, denoise, advance, decode."""
+"""The main loop: admit, choose, denoise, decode."""
 
 from contextlib import suppress
+from typing import Final
 
 import torch
 
+from worker.batching import Batcher, Size
+from worker.engine.capacity import Capacity
 from worker.engine.conditioning import PromptCache
-from worker.engine.decode import DecodeQueue, decode
-from worker.engine.denoise import Batch
+from worker.engine.decoder import Decoder
+from worker.engine.denoiser import Denoiser, StepOutcome
+from worker.engine.entry import Entry
 from worker.engine.events import EngineEvent, Failed, Finished, Progress
-from worker.engine.groups import ShapeGroup, ShapeGroups
+from worker.engine.memory import DoesNotFit, is_fatal, is_out_of_memory
 from worker.engine.pipeline import ResidentPipeline
 from worker.engine.request import SampleKey, SampleRequest
-from worker.engine.sample import NonFiniteError, Sample
+from worker.engine.sample import Sample
 from worker.engine.tick import Tick, TickRecorder
+
+# Prompts of so many waiting samples are encoded along with those of the admitted ones.
+_ENCODE_AHEAD: Final = 16
 
 
 class Engine:
@@ -23,47 +30,64 @@ class Engine:
 
     Args:
         pipeline: The model.
-        max_rows: Most rows of the U-Net batch; a sample with guidance takes two. One that alone
-            takes more is still drawn, alone.
+        max_rows: Most rows of any U-Net call, where nothing is measured.
+        capacity: Decides the rows of a U-Net call instead. A sample with guidance takes two; one
+            that alone takes more than it may is drawn alone, in several calls.
 
     Raises:
-        ValueError: ``max_rows`` is below 1.
+        ValueError: ``max_rows`` is below 1, or neither it nor ``capacity`` is given.
     """
 
-    def __init__(self, pipeline: ResidentPipeline, *, max_rows: int) -> None:
-        if max_rows < 1:
-            raise ValueError(f"max_rows must be at least 1, got {max_rows}")
-        self.max_rows = max_rows
+    def __init__(
+        self,
+        pipeline: ResidentPipeline,
+        *,
+        max_rows: int | None = None,
+        capacity: Capacity | None = None,
+    ) -> None:
+        self.capacity = capacity or Capacity(most=max_rows)
         self.last_tick = Tick()
         self._pipeline = pipeline
         self._prompts = PromptCache(pipeline)
-        self._waiting: dict[SampleKey, SampleRequest] = {}
-        self._groups = ShapeGroups()
-        self._decoding = DecodeQueue()
-        # Every admitted sample, in whichever of the two phases it is.
-        self._samples: dict[SampleKey, Sample] = {}
+        self._batcher: Batcher[Entry] = Batcher(self.capacity.cap)
+        self._denoiser = Denoiser(pipeline)
+        self._decoder = Decoder(pipeline, self.capacity)
+        # Every sample, in whichever phase it is.
+        self._entries: dict[SampleKey, Entry] = {}
+        # Whether admission waits for somebody to leave, memory being too short for more.
+        self._is_full = False
         self._events: list[EngineEvent] = []
         self._tick = TickRecorder()
 
     @property
+    def max_rows(self) -> int:
+        """Most rows of a U-Net call at the model's native size."""
+        return self.capacity.cap((self._pipeline.native_side, self._pipeline.native_side))
+
+    @property
     def is_idle(self) -> bool:
         """Whether there is nothing to do."""
-        return not self._waiting and not self._samples
+        return not self._entries
 
     @property
     def in_flight(self) -> int:
         """Samples admitted and neither finished nor failed."""
-        return len(self._samples)
+        return len(self._entries) - self._batcher.waiting
 
     @property
     def waiting(self) -> int:
-        """Samples not admitted yet."""
-        return len(self._waiting)
+        """Samples not admitted yet, or waiting again."""
+        return self._batcher.waiting
 
     @property
     def rows(self) -> int:
         """Rows that the samples in denoising take; those that wait for the decoder take none."""
-        return self._groups.rows
+        return self._batcher.rows
+
+    @property
+    def has_room(self) -> bool:
+        """Whether one more sample, of whichever size, would be of use now."""
+        return not self._is_full and self._batcher.has_room
 
     def add(self, request: SampleRequest) -> None:
         """Queue a sample; it is admitted by a later :meth:`step`, first come, first served.
@@ -72,154 +96,157 @@ class Engine:
             ValueError: A sample of that key is here already, or the size or the number of steps
                 is impossible.
         """
-        if request.key in self._waiting or request.key in self._samples:
+        if request.key in self._entries:
             raise ValueError(f"there is a sample with the key {request.key!r} already")
         if request.num_inference_steps < 1:
             raise ValueError(f"at least one step is needed, got {request.num_inference_steps}")
         self._pipeline.latent_shape(request.width, request.height)
-        self._waiting[request.key] = request
+        entry = self._entries[request.key] = Entry(request)
+        self._batcher.add(entry)
 
     def remove(self, key: SampleKey) -> None:
         """Forget a sample, whatever its phase; nothing happens if it is unknown."""
-        self._waiting.pop(key, None)
-        sample = self._samples.get(key)
-        if sample is not None:
-            self._forget(sample)
+        entry = self._entries.pop(key, None)
+        if entry is not None:
+            self._leave(entry)
 
     @torch.inference_mode()
     def step(self) -> list[EngineEvent]:
         """One tick: at most one U-Net call and one decoder call. Returns what came of it.
 
         A sample that fails does so alone: its company goes on.
+
+        Raises:
+            torch.AcceleratorError: The device is lost to this process.
         """
         self._events, self._tick = [], TickRecorder()
+        self.capacity.refresh()
         self._admit()
-        group = self._groups.choose()
-        if group is not None:
-            self._denoise(group)
+        size = self._batcher.choose(self.capacity.seconds)
+        if size is not None:
+            self._denoise(size)
         self._decode()
+        self._denoiser.keep(self._batcher.sizes)
         self.last_tick = self._tick.finish()
         return self._events
 
+    # Admission
+
     def _admit(self) -> None:
-        requests = self._admissible()
-        if not requests:
+        # Where steps are few and decoding is slow, denoised samples pile up: let them drain.
+        if self._is_full or len(self._decoder) >= self.max_rows:
+            return
+        self._measure()
+        entries = self._batcher.admit()
+        fresh = [entry for entry in entries if entry.sample is None]
+        if not fresh:
             return
         with self._tick.phase("encode"):
             # A prompt that cannot be encoded spoils the batch. Below each sample that found
             # nothing in the cache encodes its own, so the culprit fails, and fails alone.
+            ahead = self._batcher.heads(_ENCODE_AHEAD)
             with suppress(Exception):
-                self._prompts.warm(requests)
-            for request in requests:
-                self._start(request)
+                self._prompts.warm(entry.request for entry in (*fresh, *ahead))
+            for entry in fresh:
+                self._start(entry)
             self._pipeline.synchronize()
 
-    def _admissible(self) -> list[SampleRequest]:
-        """The longest run from the head of the queue that the batch has room for."""
-        # Where steps are few and decoding is slow, denoised samples pile up: let them drain.
-        if len(self._decoding) >= self.max_rows:
-            return []
-        rows, requests = self.rows, []
-        for request in self._waiting.values():
-            if rows and rows + request.rows > self.max_rows:
-                break
-            rows += request.rows
-            requests.append(request)
-        return requests
+    def _measure(self) -> None:
+        """Measure sizes that are new, and turn away those of which not even a row fits."""
+        for size in {entry.size for entry in self._entries.values() if entry.sample is None}:
+            refusal = self.capacity.learn(size) or self.capacity.refuse(size)
+            if refusal is not None:
+                for entry in [e for e in self._entries.values() if e.size == size]:
+                    if entry.sample is None:
+                        self._fail(entry, refusal)
 
-    def _start(self, request: SampleRequest) -> None:
-        del self._waiting[request.key]
+    def _start(self, entry: Entry) -> None:
         try:
-            positive, negative = self._prompts.conditioning(request)
-            sample = Sample(request, self._pipeline, positive, negative)
-        except Exception as error:
-            self._events.append(Failed(request.key, error))
+            positive, negative = self._prompts.conditioning(entry.request)
+            entry.sample = Sample(entry.request, self._pipeline, positive, negative)
             return
-        self._samples[sample.key] = sample
-        self._groups.add(sample)
-
-    def _denoise(self, group: ShapeGroup) -> None:
-        with self._tick.phase("unet"):
-            noise_pred = self._predict_noise(group)
-            self._pipeline.synchronize()
-        if noise_pred is not None:
-            with self._tick.phase("scheduler"):
-                self._advance(group.batch(), noise_pred)
-
-    def _predict_noise(self, group: ShapeGroup) -> torch.Tensor | None:
-        """The U-Net call; ``None`` if it failed, or no sample was left to call it for."""
-        model_inputs = []
-        for sample in group.batch().samples:
-            try:
-                model_inputs.append(sample.model_input())
-            except Exception as error:
-                self._fail(sample, error)
-        if not model_inputs:
-            return None
-        # Made anew if a sample has just failed; the order of the others is the same.
-        batch = group.batch()
-        self._tick.rows, self._tick.samples = batch.rows, len(batch.samples)
-        self._tick.shape = group.shape
-        try:
-            return batch.noise_pred(self._pipeline, model_inputs)
         except Exception as error:
-            for sample in batch.samples:
-                self._fail(sample, error)
-            return None
+            if is_fatal(error):
+                raise
+            failure = error.with_traceback(None)
+        if is_out_of_memory(failure):
+            self._tick.out_of_memory += 1
+            self.capacity.ran_out_elsewhere()
+            self._starve(entry)
+        else:
+            self._fail(entry, failure)
 
-    def _advance(self, batch: Batch, noise_pred: torch.Tensor) -> None:
-        advanced = []
-        noise_pred = batch.guide(noise_pred)
-        for i, sample in enumerate(batch.samples):
-            try:
-                sample.advance(noise_pred[i : i + 1])
-                advanced.append(sample)
-            except Exception as error:
-                self._fail(sample, error)
-        for sample, is_finite in zip(advanced, _are_finite(advanced), strict=True):
-            if is_finite:
-                self._note_step(sample)
-            else:
-                self._fail(sample, NonFiniteError("the latents came to hold NaN or infinity"))
+    # Denoising
+
+    def _denoise(self, size: Size) -> None:
+        samples = [e.sample for e in self._batcher.members(size) if e.sample is not None]
+        if not samples:
+            return
+        outcome = self._denoiser.step(size, samples, self.capacity.cap(size), self._tick)
+        for sample, error in outcome.failed:
+            self._fail(self._entries[sample.key], error)
+        for sample in outcome.advanced:
+            self._note_step(sample)
+        if outcome.tried:
+            self._make_room(size, outcome)
+        else:
+            self.capacity.went_well(size)
+
+    def _make_room(self, size: Size, outcome: StepOutcome) -> None:
+        """Memory ran out in a step: try less from now on, the youngest first having to wait."""
+        self._tick.out_of_memory += 1
+        most = self.capacity.ran_out(size, outcome.tried)
+        gone = self._batcher.shrink(size, most)
+        self._tick.put_back += len(gone)
+        if outcome.tried == 1:
+            # There is no less than one row.
+            for sample in outcome.starved:
+                self._starve(self._entries[sample.key])
+
+    def _starve(self, entry: Entry) -> None:
+        """There was no memory for a sample: it waits for others to leave, or fails."""
+        if self.in_flight > 1:
+            self._is_full = True
+            self._batcher.put_back(entry.key)
+            self._tick.put_back += 1
+            return
+        width, height = entry.size
+        needed = self.capacity.needs(entry.size, 1)
+        self._fail(entry, DoesNotFit(f"{width}x{height} px", needed, self.capacity.available))
 
     def _note_step(self, sample: Sample) -> None:
         if sample.completed_step:
             steps = sample.request.num_inference_steps
             self._events.append(Progress(sample.key, sample.steps_done, steps))
         if sample.is_denoised:
-            self._groups.remove(sample)
-            self._decoding.add(sample)
+            self._batcher.remove(sample.key)
+            self._decoder.add(sample)
+
+    # Decoding
 
     def _decode(self) -> None:
-        chunk = self._decoding.next_chunk()
-        if not chunk:
-            return
         with self._tick.phase("decode"):
-            images = decode(self._pipeline, chunk)
-        self._tick.decoded = len(chunk)
-        for sample, image in zip(chunk, images, strict=True):
-            del self._samples[sample.key]
-            if isinstance(image, Exception):
-                self._events.append(Failed(sample.key, image))
+            tick = self._decoder.tick()
+        self._tick.decoded, self._tick.upcasts = tick.images, tick.upcasts
+        self._tick.out_of_memory += tick.ran_out
+        for sample, drawn in tick.drawn:
+            del self._entries[sample.key]
+            self._is_full = False
+            if isinstance(drawn, Exception):
+                self._events.append(Failed(sample.key, drawn))
             else:
-                self._events.append(Finished(sample.key, image))
+                self._events.append(Finished(sample.key, drawn))
 
-    def _fail(self, sample: Sample, error: Exception) -> None:
-        self._forget(sample)
-        self._events.append(Failed(sample.key, error))
+    # Leaving
 
-    def _forget(self, sample: Sample) -> None:
-        del self._samples[sample.key]
-        if sample in self._decoding:
-            self._decoding.remove(sample)
+    def _fail(self, entry: Entry, error: Exception) -> None:
+        del self._entries[entry.key]
+        self._leave(entry)
+        self._events.append(Failed(entry.key, error))
+
+    def _leave(self, entry: Entry) -> None:
+        self._is_full = False
+        if entry.sample is not None and entry.sample in self._decoder:
+            self._decoder.remove(entry.sample)
         else:
-            self._groups.remove(sample)
-
-
-def _are_finite(samples: list[Sample]) -> list[bool]:
-    """Which samples' latents hold neither NaN nor infinity; one look at the device for all."""
-    if not samples:
-        return []
-    latents = torch.cat([sample.latents for sample in samples])
-    flags: list[bool] = torch.isfinite(latents).flatten(1).all(1).tolist()
-    return flags
+            self._batcher.remove(entry.key)

@@ -2,6 +2,8 @@
 
 import copy
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +89,21 @@ class ResidentPipeline:
         """Bytes that all weights take on the device."""
         modules = [self._unet, self._vae, *(encoder for _, encoder in self._text_encoders)]
         return sum(p.numel() * p.element_size() for module in modules for p in module.parameters())
+
+    @property
+    def vae_is_half(self) -> bool:
+        """Whether the VAE computes in fp16, where it may overflow."""
+        return bool(self._vae.dtype == torch.float16)
+
+    @contextmanager
+    def vae_in_float32(self) -> Iterator[None]:
+        """Let the VAE compute in fp32 inside the context; its weights take twice the memory."""
+        dtype = self._vae.dtype
+        self._vae.to(torch.float32)
+        try:
+            yield
+        finally:
+            self._vae.to(dtype)
 
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
         """Channels, height and width of the latents of an image of ``width`` by ``height`` pixels.

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from worker.batching import Size
+
 # Any hashable: the engine compares keys and hands them back, and never looks inside.
 SampleKey: TypeAlias = Any
 
@@ -32,6 +34,11 @@ class SampleRequest:
     num_inference_steps: int
     guidance_scale: float
     seed: int
+
+    @property
+    def size(self) -> Size:
+        """Width and height in pixels."""
+        return self.width, self.height
 
     @property
     def is_guided(self) -> bool:

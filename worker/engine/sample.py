@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 
+from worker.batching import Size
 from worker.engine.conditioning import Conditioning
 from worker.engine.pipeline import ResidentPipeline
 from worker.engine.request import SampleKey, SampleRequest
@@ -41,10 +42,10 @@ class Sample:
         self._position = 0
         # Whether the last U-Net call completed a denoising step.
         self.completed_step = False
-        generator = torch.Generator("cpu").manual_seed(request.seed)
-        self._step_arguments: dict[str, Any] = pipeline.step_arguments(generator)
+        self._generator = torch.Generator("cpu").manual_seed(request.seed)
+        self._step_arguments: dict[str, Any] = pipeline.step_arguments(self._generator)
         dtype = positive.prompt_embeds.dtype
-        noise = randn_tensor((1, *self.shape), generator, pipeline.device, dtype)
+        noise = randn_tensor((1, *self.shape), self._generator, pipeline.device, dtype)
         self.latents: torch.Tensor = noise * self._scheduler.init_noise_sigma
         # SDXL's size conditioning (https://arxiv.org/abs/2307.01952, section 2.2): original size,
         # crop, target size.
@@ -57,6 +58,11 @@ class Sample:
     def key(self) -> SampleKey:
         """The caller's name for the sample."""
         return self.request.key
+
+    @property
+    def size(self) -> Size:
+        """Width and height in pixels."""
+        return self.request.size
 
     @property
     def timestep(self) -> torch.Tensor:
@@ -88,11 +94,33 @@ class Sample:
         return scaled
 
     def advance(self, noise_pred: torch.Tensor) -> None:
-        """One scheduler step with the predicted noise (1, C, h, w), guidance already applied."""
+        """One scheduler step with the predicted noise (1, C, h, w), guidance already applied.
+
+        A step that raises leaves the sample as it was, so that it can be taken again.
+        """
         steps_before = self.steps_done
-        (latents, *_) = self._scheduler.step(
-            noise_pred, self.timestep, self.latents, **self._step_arguments, return_dict=False
-        )
+        state = self._state()
+        try:
+            (latents, *_) = self._scheduler.step(
+                noise_pred, self.timestep, self.latents, **self._step_arguments, return_dict=False
+            )
+        except Exception:
+            self._restore(state)
+            raise
         self.latents = latents.to(self.latents.dtype)
         self._position += 1
         self.completed_step = self.steps_done > steps_before
+
+    def _state(self) -> tuple[dict[str, Any], torch.Tensor]:
+        """What a scheduler step changes: the scheduler's attributes, lists in them, the noise."""
+        attributes = {
+            name: list(value) if isinstance(value, list) else value
+            for name, value in vars(self._scheduler).items()
+        }
+        return attributes, self._generator.get_state()
+
+    def _restore(self, state: tuple[dict[str, Any], torch.Tensor]) -> None:
+        attributes, noise = state
+        vars(self._scheduler).clear()
+        vars(self._scheduler).update(attributes)
+        self._generator.set_state(noise)

@@ -6,6 +6,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
+from worker.batching import Size
+
 Phase: TypeAlias = Literal["encode", "unet", "scheduler", "decode"]
 
 
@@ -16,8 +18,11 @@ class Tick:
     Args:
         rows: Rows of the U-Net call; 0 if there was none.
         samples: Samples in the U-Net call.
-        shape: Latent shape (channels, height, width) of these samples; ``None`` without a call.
-        decoded: Images decoded.
+        size: Width and height of these samples in pixels; ``None`` without a call.
+        decoded: Images that a decoder call was made for; one image's tiles count one each.
+        upcasts: Images or tiles decoded again in fp32 because they overflowed in fp16.
+        out_of_memory: Calls that ran out of memory.
+        put_back: Samples that had to wait again for that.
         encode_seconds: Prompts, initial noise and schedules of the samples admitted.
         unet_seconds: The U-Net call, its inputs put together included.
         scheduler_seconds: Guidance and scheduler steps.
@@ -26,8 +31,11 @@ class Tick:
 
     rows: int = 0
     samples: int = 0
-    shape: tuple[int, int, int] | None = None
+    size: Size | None = None
     decoded: int = 0
+    upcasts: int = 0
+    out_of_memory: int = 0
+    put_back: int = 0
     encode_seconds: float = 0.0
     unet_seconds: float = 0.0
     scheduler_seconds: float = 0.0
@@ -40,8 +48,11 @@ class TickRecorder:
 
     rows: int = 0
     samples: int = 0
-    shape: tuple[int, int, int] | None = None
+    size: Size | None = None
     decoded: int = 0
+    upcasts: int = 0
+    out_of_memory: int = 0
+    put_back: int = 0
     _seconds: dict[Phase, float] = field(default_factory=dict)
 
     @contextmanager
@@ -59,8 +70,11 @@ class TickRecorder:
         return Tick(
             rows=self.rows,
             samples=self.samples,
-            shape=self.shape,
+            size=self.size,
             decoded=self.decoded,
+            upcasts=self.upcasts,
+            out_of_memory=self.out_of_memory,
+            put_back=self.put_back,
             encode_seconds=seconds.get("encode", 0.0),
             unet_seconds=seconds.get("unet", 0.0),
             scheduler_seconds=seconds.get("scheduler", 0.0),

@@ -1,13 +1,12 @@
 """Who shares a batch: admission, joining and leaving, sizes, cancelling."""
 
 from collections import Counter
-from itertools import pairwise
 
 import pytest
 
 from tests.worker.engine.support import images, largest_difference, run, sample
 from worker.engine import Engine, Finished, Progress, ResidentPipeline
-from worker.engine.decode import DecodeQueue
+from worker.engine.decoder import Decoder
 
 
 def advanced(engine: Engine) -> set[str]:
@@ -23,7 +22,7 @@ def test_samples_are_admitted_in_order_while_rows_fit(pipeline: ResidentPipeline
     assert advanced(engine) == {"a", "b"}
     assert (engine.rows, engine.in_flight, engine.waiting) == (3, 2, 2)
     assert (engine.last_tick.rows, engine.last_tick.samples) == (3, 2)
-    assert engine.last_tick.shape == (4, 8, 8)
+    assert engine.last_tick.size == (32, 32)
 
 
 def test_a_batch_never_holds_more_rows_than_it_may(pipeline: ResidentPipeline) -> None:
@@ -72,18 +71,18 @@ def test_progress_counts_every_step_of_every_sample(engine: Engine) -> None:
     assert [entry for entry in told if entry[0] == "b"] == [("b", i, 4) for i in (1, 2, 3, 4)]
 
 
-def test_sizes_take_turns(pipeline: ResidentPipeline) -> None:
+def test_sizes_take_turns_by_what_they_cost(pipeline: ResidentPipeline) -> None:
     engine = Engine(pipeline, max_rows=16)
     for i in range(4):
-        engine.add(sample(f"small {i}", num_inference_steps=6))
-    engine.add(sample("wide", width=64, num_inference_steps=6))
-    engine.add(sample("tall", height=64, num_inference_steps=6))
+        engine.add(sample(f"small {i}", num_inference_steps=12))
+    engine.add(sample("wide", width=64, num_inference_steps=12))
+    engine.add(sample("tall", height=64, num_inference_steps=12))
     turns = []
-    for _ in range(9):
+    for _ in range(15):
         engine.step()
-        turns.append(engine.last_tick.shape)
-    assert Counter(turns) == {(4, 8, 8): 3, (4, 8, 16): 3, (4, 16, 8): 3}
-    assert all(one != other for one, other in pairwise(turns))
+        turns.append(engine.last_tick.size)
+    # Four small samples make a call of twice the pixels, so theirs is half as often the turn.
+    assert Counter(turns) == {(32, 32): 3, (64, 32): 6, (32, 64): 6}
 
 
 def test_no_size_starves_however_many_samples_of_another_keep_coming(
@@ -125,7 +124,7 @@ def test_a_sample_in_denoising_can_be_removed(engine: Engine, pipeline: Resident
 
 def test_a_sample_that_waits_for_the_decoder_can_be_removed(pipeline: ResidentPipeline) -> None:
     engine = Engine(pipeline, max_rows=4)
-    engine._decoding = DecodeQueue(pixel_budget=1)
+    engine._decoder = Decoder(pipeline, engine.capacity, pixel_budget=1)
     for key in ("a", "b"):
         engine.add(sample(key, num_inference_steps=1, guidance_scale=1.0))
     assert list(images(engine.step())) == ["a"]
@@ -173,7 +172,7 @@ def test_impossible_step_counts_and_caps_are_refused(
 def test_a_tick_without_work_does_nothing(engine: Engine) -> None:
     assert engine.step() == []
     assert engine.last_tick.rows == 0
-    assert engine.last_tick.shape is None
+    assert engine.last_tick.size is None
 
 
 def test_a_tick_tells_where_its_time_went(engine: Engine) -> None:

@@ -8,8 +8,9 @@ import torch
 
 from tests.worker.engine.support import images, sample
 from worker.engine import Engine, ResidentPipeline
+from worker.engine.capacity import Capacity
 from worker.engine.conditioning import PromptCache
-from worker.engine.decode import DecodeQueue
+from worker.engine.decoder import Decoder
 from worker.engine.sample import Sample
 
 
@@ -21,27 +22,30 @@ def denoised(pipeline: ResidentPipeline, key: str, width: int, height: int) -> S
         return Sample(request, pipeline, positive, negative)
 
 
-def keys(chunk: list[Sample]) -> list[str]:
-    """The names of the samples in a chunk."""
-    return [sample.key for sample in chunk]
+@torch.inference_mode()
+def drawn(decoder: Decoder) -> list[str]:
+    """The names of the samples that one tick decodes."""
+    tick = decoder.tick()
+    assert tick.images == len(tick.drawn)
+    return [sample.key for sample, image in tick.drawn if image.size == sample.size]
 
 
 def test_a_chunk_holds_images_of_one_size_within_the_budget(pipeline: ResidentPipeline) -> None:
-    queue = DecodeQueue(pixel_budget=2 * 32 * 32)
+    decoder = Decoder(pipeline, Capacity(most=8), pixel_budget=2 * 32 * 32)
     for key, width in [("a", 32), ("wide", 64), ("b", 32), ("c", 32)]:
-        queue.add(denoised(pipeline, key, width, 32))
-    assert keys(queue.next_chunk()) == ["a", "b"]
-    assert keys(queue.next_chunk()) == ["wide"]
-    assert keys(queue.next_chunk()) == ["c"]
-    assert queue.next_chunk() == []
+        decoder.add(denoised(pipeline, key, width, 32))
+    assert drawn(decoder) == ["a", "b"]
+    assert drawn(decoder) == ["wide"]
+    assert drawn(decoder) == ["c"]
+    assert drawn(decoder) == []
 
 
 def test_an_image_beyond_the_budget_is_decoded_alone(pipeline: ResidentPipeline) -> None:
-    queue = DecodeQueue(pixel_budget=32 * 32)
+    decoder = Decoder(pipeline, Capacity(most=8), pixel_budget=32 * 32)
     for key in ("a", "b"):
-        queue.add(denoised(pipeline, key, 64, 64))
-    assert keys(queue.next_chunk()) == ["a"]
-    assert keys(queue.next_chunk()) == ["b"]
+        decoder.add(denoised(pipeline, key, 64, 64))
+    assert drawn(decoder) == ["a"]
+    assert drawn(decoder) == ["b"]
 
 
 def test_small_images_are_decoded_together(pipeline: ResidentPipeline) -> None:
@@ -56,7 +60,7 @@ def test_decoding_goes_on_beside_denoising_and_holds_back_admission_when_late(
     pipeline: ResidentPipeline,
 ) -> None:
     engine = Engine(pipeline, max_rows=2)
-    engine._decoding = DecodeQueue(pixel_budget=1)
+    engine._decoder = Decoder(pipeline, engine.capacity, pixel_budget=1)
     for i in range(12):
         engine.add(sample(f"{i}", num_inference_steps=1, guidance_scale=1.0, seed=i))
     finished = 0

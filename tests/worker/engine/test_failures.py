@@ -63,7 +63,7 @@ def test_an_exception_of_a_scheduler_fails_its_sample_only(
     engine.add(sample("bad", num_inference_steps=4, guidance_scale=1.0))
     engine.add(MATE)
     events = engine.step()
-    setattr(engine._samples["bad"]._scheduler, method, explode)
+    setattr(engine._entries["bad"].sample._scheduler, method, explode)
     events += run(engine)
     assert str(failures(events)["bad"]) == "this scheduler is broken"
     check_that_the_mate_is_unharmed(events, mate_alone)

@@ -1,0 +1,141 @@
+"""Measures how long U-Net calls take and how much memory, by the number of their rows."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+
+from worker.batching import Size, StepCurve
+from worker.engine.memory import DeviceMemory, is_out_of_memory
+from worker.engine.pipeline import ResidentPipeline
+
+LADDER: Final = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128)
+
+_REPEATS: Final = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """What was measured at one size.
+
+    Args:
+        curve: Seconds of a U-Net call by rows.
+        step_bytes: Peak bytes of a call by rows; empty where the device does not tell.
+        ran_out_at: The number of rows at which memory ran out; ``None``: it did not.
+        decode_seconds: Seconds of decoding one image.
+        decode_bytes: Its peak bytes; ``None`` where the device does not tell, or had not enough.
+    """
+
+    curve: StepCurve
+    step_bytes: Mapping[int, int]
+    ran_out_at: int | None
+    decode_seconds: float | None
+    decode_bytes: int | None
+
+
+class Calibrator:
+    """Measures on dummy inputs, from few rows to many.
+
+    It stops where more rows give no more throughput, where a call takes longer than it may, where
+    memory runs out, or when its time is up.
+
+    Args:
+        pipeline: The model.
+        memory: Its device's memory.
+        most: Most rows of interest; ``None``: any number.
+        target_seconds: What a call should take at the most; ``None``: any time.
+    """
+
+    def __init__(
+        self,
+        pipeline: ResidentPipeline,
+        memory: DeviceMemory,
+        *,
+        most: int | None = None,
+        target_seconds: float | None = None,
+    ) -> None:
+        self._pipeline = pipeline
+        self._memory = memory
+        self._most = most
+        self._target_seconds = target_seconds
+
+    @torch.inference_mode()
+    def measure(self, size: Size, patience: float) -> Calibration | None:
+        """Measure at ``size``, for about ``patience`` seconds; ``None``: not even one row fits."""
+        deadline = time.perf_counter() + patience
+        seconds: dict[int, float] = {}
+        step_bytes: dict[int, int] = {}
+        ran_out_at = None
+        for rows in self._ladder():
+            measured = self._timed(self._step(size, rows))
+            if measured is None:
+                ran_out_at = rows
+                break
+            seconds[rows], peak = measured
+            if peak is not None:
+                step_bytes[rows] = peak
+            if self._is_enough(seconds) or time.perf_counter() > deadline:
+                break
+        if not seconds:
+            return None
+        decode_seconds, decode_bytes = self._timed(self._decode(size)) or (None, None)
+        return Calibration(StepCurve(seconds), step_bytes, ran_out_at, decode_seconds, decode_bytes)
+
+    def _ladder(self) -> list[int]:
+        if self._most is None:
+            return list(LADDER)
+        return [rows for rows in LADDER if rows < self._most] + [self._most]
+
+    def _is_enough(self, seconds: dict[int, float]) -> bool:
+        too_slow = self._target_seconds is not None and any(
+            taken > self._target_seconds for rows, taken in seconds.items() if rows > 1
+        )
+        return too_slow or StepCurve(seconds).is_saturated
+
+    def _timed(self, call: Callable[[], object]) -> tuple[float, int | None] | None:
+        """The best time of some calls and the peak of one; ``None``: memory ran out."""
+        try:
+            # The first one pays for what later ones find ready.
+            with self._memory.peak() as peak:
+                call()
+                self._pipeline.synchronize()
+            best = float("inf")
+            for _ in range(_REPEATS):
+                start = time.perf_counter()
+                call()
+                self._pipeline.synchronize()
+                best = min(best, time.perf_counter() - start)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+        else:
+            return best, peak.bytes
+        # Only now, with the error gone, is what its frames held free.
+        self._memory.release()
+        return None
+
+    def _step(self, size: Size, rows: int) -> Callable[[], object]:
+        def call() -> object:
+            pipeline = self._pipeline
+            embeds, pooled = pipeline.encode_prompts([""])
+            width, height = size
+            time_ids = torch.tensor([height, width, 0, 0, height, width])
+            return pipeline.predict_noise(
+                self._noise(size, rows),
+                torch.full((rows,), 500, device=pipeline.device),
+                embeds.expand(rows, -1, -1).contiguous(),
+                pooled.expand(rows, -1).contiguous(),
+                time_ids.to(embeds).expand(rows, -1).contiguous(),
+            )
+
+        return call
+
+    def _decode(self, size: Size) -> Callable[[], object]:
+        return lambda: self._pipeline.decode(self._noise(size, 1))
+
+    def _noise(self, size: Size, rows: int) -> torch.Tensor:
+        pipeline = self._pipeline
+        shape = pipeline.latent_shape(*size)
+        return torch.randn((rows, *shape), dtype=pipeline.dtype, device=pipeline.device)

@@ -1,0 +1,166 @@
+"""How many rows a U-Net call may have: what pays, what fits, and what went wrong before."""
+
+from collections.abc import Mapping
+from typing import Final
+
+from worker.batching import Pressure, Size, StepCurve
+from worker.engine.calibrate import Calibration, Calibrator
+from worker.engine.memory import DeviceMemory, DoesNotFit, HostMemory
+
+# A guided image takes two rows: in one call wherever they fit.
+_GUIDED_ROWS: Final = 2
+
+# Seconds a measurement may take: at the start nobody waits, later everybody in flight does.
+START_PATIENCE: Final = 15.0
+LATE_PATIENCE: Final = 1.0
+
+
+class Capacity:
+    """Decides the batch by size.
+
+    Args:
+        memory: The device's memory.
+        calibrator: Measures a size when it is first met; ``None``: nothing is measured, and a
+            batch has as many rows as it may.
+        most: Most rows of a call, as the operator wants it.
+        target_seconds: Seconds that a call should take at the most, as the operator wants it.
+
+    Raises:
+        ValueError: ``most`` is below 1, or missing where nothing is measured.
+    """
+
+    def __init__(
+        self,
+        memory: DeviceMemory | None = None,
+        calibrator: Calibrator | None = None,
+        *,
+        most: int | None = None,
+        target_seconds: float | None = None,
+    ) -> None:
+        if most is not None and most < 1:
+            raise ValueError(f"max_rows must be at least 1, got {most}")
+        if most is None and calibrator is None:
+            raise ValueError("a batch that is not measured needs a number of rows")
+        self._memory = memory or HostMemory()
+        self._calibrator = calibrator
+        self._most = most
+        self._target_seconds = target_seconds
+        self._calibrations: dict[Size, Calibration] = {}
+        self._pressure: Pressure[Size] = Pressure()
+        self._available: int | None = self._memory.available()
+
+    @property
+    def available(self) -> int | None:
+        """Bytes that calls could take when one last looked; ``None``: unknown."""
+        return self._available
+
+    @property
+    def calibrations(self) -> Mapping[Size, Calibration]:
+        """What was measured, by size."""
+        return self._calibrations
+
+    def refresh(self) -> None:
+        """Look at the device's memory anew; once a tick, while no call is running."""
+        self._available = self._memory.available()
+
+    def learn(self, size: Size, patience: float = LATE_PATIENCE) -> DoesNotFit | None:
+        """Measure ``size`` unless that was done; the reason where not even one row fits."""
+        if self._calibrator is None or size in self._calibrations:
+            return None
+        calibration = self._calibrator.measure(size, patience)
+        if calibration is None:
+            return self._refusal(size)
+        self._calibrations[size] = calibration
+        return None
+
+    def cap(self, size: Size) -> int:
+        """Most rows of a U-Net call at ``size``, at least 1."""
+        limits = [self._profitable(size), self._fitting(size), self._pressure.limit(size)]
+        return max(1, min(limit for limit in limits if limit is not None))
+
+    def seconds(self, size: Size, rows: int) -> float:
+        """About how many seconds a U-Net call takes; without measurements, a number of pixels."""
+        curve = self._curve(size)
+        return curve.seconds(rows) if curve else float(_pixels(size) * rows)
+
+    def needs(self, size: Size, rows: int) -> int | None:
+        """About how many bytes a U-Net call takes at its peak; ``None``: unknown."""
+        per_pixel = self._bytes_per_row_pixel(size)
+        return None if per_pixel is None else int(per_pixel * _pixels(size) * rows)
+
+    def decode_fits(self, size: Size) -> bool:
+        """Whether an image of ``size`` can be decoded in one piece, as far as one knows."""
+        known = [
+            (calibration.decode_bytes, _pixels(measured))
+            for measured, calibration in self._calibrations.items()
+            if calibration.decode_bytes is not None
+        ]
+        if self._available is None or not known:
+            return True
+        decode_bytes, pixels = max(known, key=lambda entry: entry[1])
+        return decode_bytes / pixels * _pixels(size) <= self._available
+
+    def refuse(self, size: Size) -> DoesNotFit | None:
+        """Why not even one row of ``size`` can be tried; ``None`` where it can."""
+        needed = self.needs(size, 1)
+        if needed is None or self._available is None or needed <= self._available:
+            return None
+        return self._refusal(size)
+
+    def ran_out(self, size: Size, rows: int) -> int:
+        """Memory ran out in a call of ``rows`` rows; the most to try from now on."""
+        self.ran_out_elsewhere()
+        return self._pressure.ran_out(size, rows)
+
+    def ran_out_elsewhere(self) -> None:
+        """Memory ran out in something else: tidy up, and look how much there is."""
+        self._memory.release()
+        self.refresh()
+
+    def went_well(self, size: Size) -> None:
+        """A call went through."""
+        self._pressure.went_well(size)
+
+    def _refusal(self, size: Size) -> DoesNotFit:
+        width, height = size
+        return DoesNotFit(f"{width}x{height} px", self.needs(size, 1), self._available)
+
+    def _profitable(self, size: Size) -> int | None:
+        curve = self._curve(size)
+        if curve is None:
+            return self._most
+        pays = curve.cap(least=_GUIDED_ROWS, target_seconds=self._target_seconds)
+        return pays if self._most is None else min(pays, self._most)
+
+    def _fitting(self, size: Size) -> int | None:
+        per_row = self.needs(size, 1)
+        return None if not per_row or self._available is None else self._available // per_row
+
+    def _curve(self, size: Size) -> StepCurve | None:
+        if size in self._calibrations:
+            return self._calibrations[size].curve
+        if not self._calibrations:
+            return None
+        nearest = self._nearest(size)
+        return self._calibrations[nearest].curve.scaled(_pixels(size) / _pixels(nearest))
+
+    def _bytes_per_row_pixel(self, size: Size) -> float | None:
+        if not self._calibrations:
+            return None
+        nearest = self._nearest(size)
+        measured = self._calibrations[nearest].step_bytes
+        if not measured:
+            return None
+        # What a call takes whatever its rows counts least where they are most.
+        rows = max(measured)
+        return measured[rows] / rows / _pixels(nearest)
+
+    def _nearest(self, size: Size) -> Size:
+        if size in self._calibrations:
+            return size
+        return min(self._calibrations, key=lambda known: abs(_pixels(known) - _pixels(size)))
+
+
+def _pixels(size: Size) -> int:
+    width, height = size
+    return width * height

@@ -1,0 +1,124 @@
+"""The device's memory: what is there, what a call took, and what running out looks like."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+import torch
+
+# Left to the driver, to fragmentation and to other programs on the card.
+RESERVE_BYTES: Final = 256 * 2**20
+
+_CPU_MESSAGE: Final = "can't allocate memory"
+_CUBLAS_MESSAGE: Final = "CUBLAS_STATUS_ALLOC_FAILED"
+
+
+class DoesNotFit(Exception):
+    """A sample needs more memory than the device has for it, even alone."""
+
+    def __init__(self, what: str, needed: int | None, free: int | None) -> None:
+        numbers = []
+        if needed is not None:
+            numbers.append(f"needs {gib(needed)}")
+        if free is not None:
+            numbers.append(f"{gib(free)} free")
+        told = ": " + ", ".join(numbers) if numbers else ""
+        super().__init__(f"{what} does not fit into the device's memory{told}")
+
+
+@dataclass(slots=True)
+class Peak:
+    """Bytes that a call took at its peak beyond what lived before it; ``None``: not measurable."""
+
+    bytes: int | None = None
+
+
+class DeviceMemory(Protocol):
+    """One device's memory as the engine sees it. Sizes are in bytes."""
+
+    def available(self) -> int | None:
+        """What calls may still take; ``None`` where that cannot be known."""
+
+    def peak(self) -> AbstractContextManager[Peak]:
+        """Measure the peak of what happens inside the context."""
+
+    def release(self) -> None:
+        """Give back what is cached but not in use."""
+
+
+class HostMemory:
+    """A CPU's memory, of which nobody tells what a single call took."""
+
+    def available(self) -> int | None:
+        """Unknown: the kernel promises memory that it does not have."""
+        return None
+
+    @contextmanager
+    def peak(self) -> Iterator[Peak]:
+        """Measures nothing."""
+        yield Peak()
+
+    def release(self) -> None:
+        """Nothing is cached."""
+
+
+class CudaMemory:
+    """A CUDA device's memory.
+
+    Args:
+        device: Which one.
+        budget: Most bytes that this process may take in all, weights included; ``None``: what is
+            free less a reserve, so that other programs on the card are minded.
+    """
+
+    def __init__(self, device: torch.device, budget: int | None = None) -> None:
+        self._device = device
+        self._budget = budget
+
+    def available(self) -> int | None:
+        """What calls may still take: free on the device or cached by torch, less the reserve."""
+        free, _ = torch.cuda.mem_get_info(self._device)
+        allocated = torch.cuda.memory_allocated(self._device)
+        cached = torch.cuda.memory_reserved(self._device) - allocated
+        room = free + cached - RESERVE_BYTES
+        if self._budget is not None:
+            room = min(room, self._budget - allocated)
+        return max(0, room)
+
+    @contextmanager
+    def peak(self) -> Iterator[Peak]:
+        """Measure the peak of what happens inside the context."""
+        peak = Peak()
+        before = torch.cuda.memory_allocated(self._device)
+        torch.cuda.reset_peak_memory_stats(self._device)
+        yield peak
+        peak.bytes = max(0, torch.cuda.max_memory_allocated(self._device) - before)
+
+    def release(self) -> None:
+        """Give back what is cached but not in use."""
+        torch.cuda.empty_cache()
+
+
+def memory_of(device: torch.device, budget: int | None = None) -> DeviceMemory:
+    """The memory of ``device``, of which this process may take ``budget`` bytes."""
+    return CudaMemory(device, budget) if device.type == "cuda" else HostMemory()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether ``error`` says that there is not enough memory."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(
+        message in str(error) for message in (_CPU_MESSAGE, _CUBLAS_MESSAGE)
+    )
+
+
+def is_fatal(error: BaseException) -> bool:
+    """Whether the device is lost to this process, so that every further call would fail too."""
+    return isinstance(error, torch.AcceleratorError)
+
+
+def gib(size: int) -> str:
+    """Bytes for people."""
+    return f"{size / 2**30:.1f} GiB" if size >= 2**29 else f"{size / 2**20:.1f} MiB"

@@ -20,7 +20,7 @@ class ModelCard(BaseModel):
 
     Sides and pixels are in image pixels. ``quality_steps`` maps OpenAI's ``quality`` to a number
     of denoising steps; ``scheduler_overrides`` replace entries of the checkpoint's own scheduler
-    config; ``batch_rows`` is the most rows of one U-Net call.
+    config.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -41,7 +41,6 @@ class ModelCard(BaseModel):
     max_guidance_scale: float = 30.0
     quality_steps: dict[Quality, int]
     scheduler_overrides: dict[str, Any] = {}
-    batch_rows: int = 8
 
     def size_error(self, width: int, height: int) -> str | None:
         """Why this model cannot draw ``width`` by ``height`` pixels; ``None`` where it can."""
@@ -84,7 +83,6 @@ CATALOGUE: Final[tuple[ModelCard, ...]] = (
         guidance_scale=3.5,
         quality_steps={"low": 6, "medium": 10, "high": 16, "xhigh": 20, "max": 30},
         scheduler_overrides=dict(_TRAILING),
-        batch_rows=32,
     ),
     ModelCard(
         id="koala-lightning-700m",

@@ -6,7 +6,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import ByteSize, Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 # A Unix socket's address holds 108 bytes on Linux, 104 on macOS.
@@ -57,7 +57,19 @@ class Settings(BaseSettings):
         ge=1,
         le=1024,
         description="Most rows of one U-Net call; an image with guidance takes two. "
-        "Unset: the model's default.",
+        "Unset: as many as pay, which each worker measures.",
+    )
+    target_step_ms: float | None = Field(
+        None,
+        gt=0,
+        description="Milliseconds that one denoising step of a batch should take at the most: "
+        "smaller batches, quicker images, less throughput. Unset: throughput decides.",
+    )
+    vram_budget: ByteSize | None = Field(
+        None,
+        gt=0,
+        description="Most GPU memory of a worker, weights included, such as `6GiB`. "
+        "Unset: what is free, less a reserve.",
     )
     workers: int = Field(1, ge=1, le=64, description="Workers that `koala up` starts.")
     host: str = Field("127.0.0.1", description="Address the gateway listens on.")

@@ -9,6 +9,27 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from koala.keys import Keys
 
 
+class MeasuredSize(BaseModel):
+    """What a worker measured at one image size, in pixels.
+
+    ``step_seconds`` maps rows of a U-Net call to its seconds; ``max_rows`` is the batch that
+    follows from it; ``decode_seconds`` is one image's.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    width: int
+    height: int
+    max_rows: int
+    step_seconds: dict[int, float]
+    decode_seconds: float | None = None
+
+    @property
+    def name(self) -> str:
+        """The size as requests write it."""
+        return f"{self.width}x{self.height}"
+
+
 class WorkerAd(BaseModel):
     """A worker's own account of itself, renewed with every heartbeat.
 
@@ -32,6 +53,7 @@ class WorkerAd(BaseModel):
     images_per_second: float | None = None
     seconds_per_step: float | None = None
     metrics_url: str | None = None
+    sizes: list[MeasuredSize] = []
 
     @property
     def is_alive(self) -> bool:

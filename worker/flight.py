@@ -100,15 +100,6 @@ class Flight:
         return time.monotonic() - self.admitted_at - self.timeout
 
     @property
-    def rows_to_denoise(self) -> int:
-        """Rows of the U-Net batch that the job still needs."""
-        return sum(
-            request.rows
-            for request, done in zip(self.requests, self.steps, strict=True)
-            if done < request.num_inference_steps
-        )
-
-    @property
     def images_to_store(self) -> int:
         """Images not stored yet."""
         return self.images.count(None)

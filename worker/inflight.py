@@ -17,13 +17,14 @@ from koala.settings import Settings
 from koala.workers import WorkerAd
 from worker.admission import EXECUTION_TTL, Admission, InvalidJob, ServedModel
 from worker.beat import Beat
-from worker.engine import Engine, EngineEvent, Failed, Finished, Progress
+from worker.engine import DoesNotFit, Engine, EngineEvent, Failed, Finished, Progress
 from worker.fencing import FencedJob, LeaseLost
 from worker.flight import Flight, ImageKey, Outcome
 from worker.gallery import Gallery
 from worker.herald import Herald
 from worker.landing import Landing
 from worker.leases import Leases
+from worker.measurements import measured_sizes
 from worker.metrics import WorkerMetrics
 from worker.rates import Rates
 from worker.steady import SteadyWorker
@@ -170,7 +171,8 @@ class InflightWorker(SteadyWorker):
             case Failed(error=error):
                 log.error("a sample failed", job_id=flight.id, exc_info=error)
                 message = str(error) or type(error).__name__
-                self._decide(flight, Outcome.failed("generation_failed", message))
+                code = "does_not_fit" if isinstance(error, DoesNotFit) else "generation_failed"
+                self._decide(flight, Outcome.failed(code, message))
 
     def _collect(self) -> None:
         """Note which images are stored by now; rest if that is all there is to wait for."""
@@ -217,12 +219,8 @@ class InflightWorker(SteadyWorker):
     def _has_room(self) -> bool:
         if self.is_stopping or self._is_suspended:
             return False
-        flights = self._flights.values()
-        return (
-            sum(flight.rows_to_denoise for flight in flights) < self._engine.max_rows
-            and sum(flight.images_to_store for flight in flights)
-            < _BACKLOG_BATCHES * self._engine.max_rows
-        )
+        backlog = sum(flight.images_to_store for flight in self._flights.values())
+        return self._engine.has_room and backlog < _BACKLOG_BATCHES * self._engine.max_rows
 
     def _take(self, job: Job) -> None:
         job = cast(FencedJob, job)
@@ -269,6 +267,7 @@ class InflightWorker(SteadyWorker):
             self._rates.pause(seconds)
         if tick.decoded:
             self._metrics.decode_seconds.observe(tick.decode_seconds)
+        self._metrics.count_troubles(tick)
         self._metrics.samples_in_flight.set(self._engine.in_flight)
         self._metrics.samples_waiting.set(self._engine.waiting)
         self._rows = self._engine.rows
@@ -334,6 +333,7 @@ class InflightWorker(SteadyWorker):
             **self._account,
             rows=self._rows,
             max_rows=self._engine.max_rows,
+            sizes=measured_sizes(self._engine.capacity),
             images_total=self._rates.images_total,
             images_per_second=self._rates.images_per_second,
             seconds_per_step=self._rates.seconds_per_step,

@@ -20,11 +20,12 @@ from koala.errors import ModelNotFound
 from koala.settings import Settings
 from koala.store import ImageStore
 from worker.admission import ServedModel
-from worker.engine import Engine, ModelLoadError, ResidentPipeline
+from worker.engine import START_PATIENCE, Capacity, Engine, ModelLoadError, ResidentPipeline
 from worker.flight import Flight
 from worker.gallery import Gallery
 from worker.images import ImageMetadata
 from worker.inflight import InflightWorker
+from worker.measurements import measured_sizes
 from worker.metrics import WorkerMetrics
 
 log = structlog.get_logger()
@@ -44,9 +45,10 @@ def run(settings: Settings) -> int:
         card = _find(settings)
         connection = _reach_redis(settings)
         pipeline = _load(settings, card)
+        engine = Engine(pipeline, capacity=_measure(settings, card, pipeline))
         metrics = WorkerMetrics()
         metrics_url = _serve(metrics, settings)
-        worker = _build(settings, card, connection, pipeline, metrics, metrics_url)
+        worker = _build(settings, card, connection, pipeline, engine, metrics, metrics_url)
         log.info("ready", worker=worker.name, model=card.id, metrics=metrics_url)
         worker.work()
         return 0 if worker.is_stopping else 1
@@ -94,6 +96,24 @@ def _load(settings: Settings, card: ModelCard) -> ResidentPipeline:
         raise CannotStart(" ".join(str(error).split())) from None
 
 
+def _measure(settings: Settings, card: ModelCard, pipeline: ResidentPipeline) -> Capacity:
+    target = settings.target_step_ms
+    capacity = Capacity.measuring(
+        pipeline,
+        most=settings.max_batch_rows,
+        target_seconds=None if target is None else target / 1000,
+        budget=settings.vram_budget,
+    )
+    side = card.native_side
+    refusal = capacity.learn((side, side), START_PATIENCE)
+    if refusal is not None:
+        raise CannotStart(f"{refusal}, with {card.id} loaded.")
+    for measured in measured_sizes(capacity):
+        steps = {rows: round(1000 * s, 2) for rows, s in measured.step_seconds.items()}
+        log.info("measured", size=measured.name, max_rows=measured.max_rows, step_ms=steps)
+    return capacity
+
+
 def _serve(metrics: WorkerMetrics, settings: Settings) -> str:
     try:
         return metrics.serve(settings.metrics_host, settings.metrics_port)
@@ -110,9 +130,11 @@ def _build(
     card: ModelCard,
     connection: redis.Redis,
     pipeline: ResidentPipeline,
+    engine: Engine,
     metrics: WorkerMetrics,
     metrics_url: str,
 ) -> InflightWorker:
+    metrics.watch_engine(engine, pipeline.parameter_bytes)
     if torch.device(pipeline.device).type == "cuda":
         metrics.watch_vram(
             lambda: torch.cuda.memory_allocated(pipeline.device),
@@ -138,7 +160,7 @@ def _build(
     return InflightWorker(
         settings,
         connection,
-        Engine(pipeline, max_rows=settings.max_batch_rows or card.batch_rows),
+        engine,
         Gallery(ImageStore(settings.resolved_image_store), describe),
         model=ServedModel(
             id=card.id,

@@ -20,7 +20,7 @@ from koala.embedded import EmbeddedServerError, binary, is_running
 from koala.errors import ModelNotFound
 from koala.keys import Keys
 from koala.settings import Settings
-from koala.workers import WorkerAd, alive
+from koala.workers import MeasuredSize, WorkerAd, alive
 
 
 class Verdict(StrEnum):
@@ -101,8 +101,15 @@ def _workers(settings: Settings) -> Iterator[Finding]:
             f"flight, {ad.rows} of {ad.max_rows} rows{rate}"
         )
         yield Finding("worker", Verdict.OK, text)
+        for measured in ad.sizes:
+            yield Finding("batch", Verdict.OK, _curve(measured))
     if not ads:
         yield Finding("worker", Verdict.NOTE, "none alive; `koala work` starts one")
+
+
+def _curve(measured: MeasuredSize) -> str:
+    steps = ", ".join(f"{rows}: {1000 * s:.3g}" for rows, s in measured.step_seconds.items())
+    return f"{measured.name} px up to {measured.max_rows} rows; ms per step by rows: {steps}"
 
 
 async def _alive(settings: Settings) -> list[WorkerAd]:

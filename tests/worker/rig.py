@@ -20,7 +20,7 @@ from koala.spec import JobRecord, JobSpec
 from koala.store import ImageStore
 from tests.support import spec
 from worker.admission import ServedModel
-from worker.engine import Failed, Finished, Progress, SampleRequest, Tick
+from worker.engine import Capacity, Failed, Finished, Progress, SampleRequest, Tick
 from worker.gallery import Gallery
 from worker.images import ImageMetadata
 from worker.inflight import InflightWorker
@@ -55,6 +55,14 @@ class FakeEngine:
     @property
     def waiting(self) -> int:
         return 0
+
+    @property
+    def has_room(self) -> bool:
+        return self.rows < self.max_rows
+
+    @property
+    def capacity(self) -> Capacity:
+        return Capacity(most=self.max_rows)
 
     @property
     def rows(self) -> int:

@@ -66,12 +66,16 @@ class Batcher(Generic[T]):
     def has_room(self) -> bool:
         """Whether one more sample, of whichever size, would be of use now.
 
-        The device can be kept busy by full batches of the sizes that are here, no more is needed.
+        Full batches of the sizes that are here keep the device busy; who would have to wait for
+        longer than until the next admission is better off elsewhere.
         """
-        if self._waiting:
-            return False
-        fill = sum(self.rows_of(size) / self._cap(size) for size in self._groups)
-        return fill < max(1, len(self._groups))
+        rows = {size: self.rows_of(size) for size in self._groups}
+        for item in self._waiting.values():
+            taken = rows.get(item.size, 0)
+            if taken and taken + item.rows > self._cap(item.size):
+                return False
+            rows[item.size] = taken + item.rows
+        return sum(rows[size] / self._cap(size) for size in rows) < max(1, len(rows))
 
     def heads(self, count: int) -> list[T]:
         """The first ``count`` waiting samples."""

@@ -5,10 +5,15 @@ from typing import Final
 
 from worker.batching import Pressure, Size, StepCurve
 from worker.engine.calibrate import Calibration, Calibrator
-from worker.engine.memory import DeviceMemory, DoesNotFit, HostMemory
+from worker.engine.memory import DeviceMemory, DoesNotFit, HostMemory, memory_of
+from worker.engine.pipeline import ResidentPipeline
 
 # A guided image takes two rows: in one call wherever they fit.
 _GUIDED_ROWS: Final = 2
+
+# Sizes whose numbers of pixels differ by less share a measurement: a call takes about as long, and
+# clients that ask for ever new sizes do not keep the worker measuring.
+_ALIKE: Final = 0.12
 
 # Seconds a measurement may take: at the start nobody waits, later everybody in flight does.
 START_PATIENCE: Final = 15.0
@@ -49,6 +54,20 @@ class Capacity:
         self._pressure: Pressure[Size] = Pressure()
         self._available: int | None = self._memory.available()
 
+    @classmethod
+    def measuring(
+        cls,
+        pipeline: ResidentPipeline,
+        *,
+        most: int | None = None,
+        target_seconds: float | None = None,
+        budget: int | None = None,
+    ) -> "Capacity":
+        """One that measures ``pipeline`` on its device, of which it may take ``budget`` bytes."""
+        memory = memory_of(pipeline.device, budget)
+        calibrator = Calibrator(pipeline, memory, most=most, target_seconds=target_seconds)
+        return cls(memory, calibrator, most=most, target_seconds=target_seconds)
+
     @property
     def available(self) -> int | None:
         """Bytes that calls could take when one last looked; ``None``: unknown."""
@@ -64,8 +83,12 @@ class Capacity:
         self._available = self._memory.available()
 
     def learn(self, size: Size, patience: float = LATE_PATIENCE) -> DoesNotFit | None:
-        """Measure ``size`` unless that was done; the reason where not even one row fits."""
-        if self._calibrator is None or size in self._calibrations:
+        """Measure ``size`` unless it or one of about as many pixels was measured.
+
+        Returns:
+            Why not even one row can be drawn; ``None`` where it can.
+        """
+        if self._calibrator is None or self._is_known(size):
             return None
         calibration = self._calibrator.measure(size, patience)
         if calibration is None:
@@ -154,6 +177,9 @@ class Capacity:
         # What a call takes whatever its rows counts least where they are most.
         rows = max(measured)
         return measured[rows] / rows / _pixels(nearest)
+
+    def _is_known(self, size: Size) -> bool:
+        return any(abs(_pixels(size) / _pixels(known) - 1) < _ALIKE for known in self._calibrations)
 
     def _nearest(self, size: Size) -> Size:
         if size in self._calibrations:

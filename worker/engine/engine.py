@@ -85,6 +85,12 @@ class Engine:
         return self._batcher.rows
 
     @property
+    def in_flight_bytes(self) -> int:
+        """Bytes of the samples' own tensors. May be called from any thread."""
+        samples = [entry.sample for entry in list(self._entries.values())]
+        return sum(sample.bytes for sample in samples if sample is not None)
+
+    @property
     def has_room(self) -> bool:
         """Whether one more sample, of whichever size, would be of use now."""
         return not self._is_full and self._batcher.has_room

@@ -65,6 +65,15 @@ class Sample:
         return self.request.size
 
     @property
+    def bytes(self) -> int:
+        """Bytes of its latents and its conditioning, which other samples may share."""
+        tensors = [self.latents]
+        for conditioning in (self.positive, self.negative):
+            if conditioning is not None:
+                tensors += [conditioning.prompt_embeds, conditioning.pooled_prompt_embeds]
+        return sum(tensor.nbytes for tensor in tensors)
+
+    @property
     def timestep(self) -> torch.Tensor:
         """The timestep to predict the noise at, without dimensions."""
         return self._timesteps[self._position]

@@ -42,8 +42,10 @@ class StepCurve:
             return self.points[known[0]] * rows / known[0]
         right = min(bisect_left(known, rows), len(known) - 1)
         low, high = known[right - 1], known[right]
-        # Noise can make a measured stretch fall; time that runs backwards plans nothing.
-        slope = max(0.0, (self.points[high] - self.points[low]) / (high - low))
+        slope = (self.points[high] - self.points[low]) / (high - low)
+        if rows > high:
+            # Noise can make a measured stretch fall; it does not fall on for ever.
+            return self.points[high] + max(0.0, slope) * (rows - high)
         return self.points[low] + slope * (rows - low)
 
     def rate(self, rows: int) -> float:

@@ -33,9 +33,10 @@ class DeficitRoundRobin(Generic[G]):
         Raises:
             KeyError: It takes no part.
         """
-        if next(iter(self._credits)) == group:
-            self._turn_began = False
+        has_turn = group == next(iter(self._credits), None)
         del self._credits[group]
+        if has_turn:
+            self._turn_began = False
 
     def choose(self, cost: Callable[[G], float]) -> G | None:
         """The group to advance now, charged with its cost; ``None`` if there is none.

@@ -13,7 +13,7 @@ from worker.engine.pipeline import ResidentPipeline
 
 LADDER: Final = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 
-_REPEATS: Final = 2
+_REPEATS: Final = 3
 
 
 @dataclass(frozen=True, slots=True)

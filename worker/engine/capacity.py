@@ -111,17 +111,22 @@ class Capacity:
         per_pixel = self._bytes_per_row_pixel(size)
         return None if per_pixel is None else int(per_pixel * _pixels(size) * rows)
 
+    def decode_needs(self, size: Size) -> int | None:
+        """About how many bytes decoding an image takes at its peak; ``None``: unknown."""
+        known = [
+            (_pixels(measured), calibration.decode_bytes)
+            for measured, calibration in self._calibrations.items()
+            if calibration.decode_bytes
+        ]
+        if not known:
+            return None
+        pixels, decode_bytes = min(known, key=lambda entry: abs(entry[0] - _pixels(size)))
+        return decode_bytes * _pixels(size) // pixels
+
     def decode_fits(self, size: Size) -> bool:
         """Whether an image of ``size`` can be decoded in one piece, as far as one knows."""
-        known = [
-            (calibration.decode_bytes, _pixels(measured))
-            for measured, calibration in self._calibrations.items()
-            if calibration.decode_bytes is not None
-        ]
-        if self._available is None or not known:
-            return True
-        decode_bytes, pixels = max(known, key=lambda entry: entry[1])
-        return decode_bytes / pixels * _pixels(size) <= self._available
+        needed = self.decode_needs(size)
+        return needed is None or self._available is None or needed <= self._available
 
     def refuse(self, size: Size) -> DoesNotFit | None:
         """Why not even one row of ``size`` can be tried; ``None`` where it can."""

@@ -71,6 +71,8 @@ class Decoder:
         self._pressure: Pressure[Size] = Pressure()
         # Of the first sample only: it keeps its place until its last tile is done.
         self._tiling: TiledDecode | None = None
+        # The sample that ran out of memory last, alone and at its smallest.
+        self._short: Sample | None = None
 
     def __len__(self) -> int:
         return len(self._samples)
@@ -90,6 +92,8 @@ class Decoder:
         """
         if sample is next(iter(self._samples.values()), None):
             self._tiling = None
+        if sample is self._short:
+            self._short = None
         del self._samples[sample.key]
 
     def tick(self) -> DecodeTick:
@@ -98,7 +102,7 @@ class Decoder:
             return DecodeTick()
         first = next(iter(self._samples.values()))
         if self._tiling is None and self._wants_tiles(first):
-            self._tile(first, self._default_side())
+            self._tiling = TiledDecode(self._pipeline, first.latents, self._default_side())
         return self._next_tile(first) if self._tiling else self._next_chunk(first)
 
     # Whole images
@@ -157,14 +161,19 @@ class Decoder:
         """Latents of the side of a tile that fills the budget."""
         return max(SMALLEST_TILE, math.isqrt(self._pixel_budget) // self._pipeline.vae_scale_factor)
 
-    def _tile(self, sample: Sample, side: int, tick: DecodeTick | None = None) -> None:
-        """Begin to decode ``sample`` by tiles of ``side`` latents, or fail it."""
+    def _tile(self, sample: Sample, side: int, tick: DecodeTick) -> None:
+        """Begin to decode ``sample`` by tiles of ``side`` latents.
+
+        Where these would be too small it is tried once more as it is, and then fails.
+        """
         if side >= SMALLEST_TILE:
             self._tiling = TiledDecode(self._pipeline, sample.latents, side)
-        elif tick is not None:
+        elif self._short is not sample:
+            self._short = sample
+        else:
             width, height = sample.size
-            free = self._capacity.available
-            error = DoesNotFit(f"The decoding of {width}x{height} px", None, free)
+            needed, free = self._capacity.decode_needs(sample.size), self._capacity.available
+            error = DoesNotFit(f"The decoding of {width}x{height} px", needed, free)
             self._finish(tick, [sample], [error])
 
     def _next_tile(self, sample: Sample) -> DecodeTick:

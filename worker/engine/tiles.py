@@ -31,9 +31,7 @@ class TiledDecode:
         self.side = side
         height, width = latents.shape[2:]
         self._left = [(top, left) for top in _starts(height, side) for left in _starts(width, side)]
-        scale = pipeline.vae_scale_factor
-        self._sum = torch.zeros(1, 3, height * scale, width * scale, device=latents.device)
-        self._weight = torch.zeros_like(self._sum[:, :1])
+        self._canvas: tuple[torch.Tensor, torch.Tensor] | None = None
 
     @property
     def tiles_left(self) -> int:
@@ -59,10 +57,17 @@ class TiledDecode:
             slice(top * scale, top * scale + pixels.shape[2]),
             slice(left * scale, left * scale + pixels.shape[3]),
         )
-        self._sum[place] += pixels * weight
-        self._weight[place] += weight
+        pixel_sum, weight_sum = self._canvas or self._blank()
+        pixel_sum[place] += pixels * weight
+        weight_sum[place] += weight
         del self._left[0]
-        return (None if self._left else self._sum / self._weight), upcasts
+        return (None if self._left else pixel_sum / weight_sum), upcasts
+
+    def _blank(self) -> tuple[torch.Tensor, torch.Tensor]:
+        height, width = (side * self._pipeline.vae_scale_factor for side in self._latents.shape[2:])
+        pixel_sum = torch.zeros(1, 3, height, width, device=self._latents.device)
+        self._canvas = pixel_sum, torch.zeros_like(pixel_sum[:, :1])
+        return self._canvas
 
     def _fade(self, top: int, left: int, height: int, width: int) -> torch.Tensor:
         """How much each pixel of a tile counts: all, but less and less towards shared edges."""

@@ -1,0 +1,140 @@
+"""The batch by size: what pays, what fits, what the operator wants."""
+
+import pytest
+
+from tests.worker.engine.fake_cuda import FakeCudaMemory
+from tests.worker.engine.support import images, run, sample
+from worker.engine import Capacity, Engine, ResidentPipeline
+from worker.engine.calibrate import LADDER, Calibrator
+
+SIZE = (32, 32)
+PIXELS = 32 * 32
+
+
+def measuring(pipeline: ResidentPipeline, memory: FakeCudaMemory, most: int | None = 8) -> Capacity:
+    return Capacity(memory, Calibrator(pipeline, memory, most=most), most=most)
+
+
+def test_a_measured_size_has_a_curve_and_a_cap_from_it(pipeline: ResidentPipeline) -> None:
+    capacity = Capacity.measuring(pipeline, most=12)
+    assert capacity.learn(SIZE, patience=30) is None
+    calibration = capacity.calibrations[SIZE]
+    points = calibration.curve.points
+    # More rows than twelve are not asked for; fewer were enough if they no longer paid.
+    assert list(points) == [r for r in LADDER if r <= 12][: len(points)]
+    assert capacity.cap(SIZE) == calibration.curve.cap(least=2)
+    assert capacity.seconds(SIZE, 4) == points[4]
+    assert calibration.decode_seconds is not None and calibration.decode_seconds > 0
+    assert calibration.step_bytes == {}
+    assert capacity.needs(SIZE, 1) is None
+
+
+def test_no_more_rows_are_measured_than_the_operator_allows(pipeline: ResidentPipeline) -> None:
+    capacity = Capacity.measuring(pipeline, most=3)
+    capacity.learn(SIZE, patience=30)
+    assert max(capacity.calibrations[SIZE].curve.points) <= 3
+    assert capacity.cap(SIZE) <= 3
+    one = Capacity.measuring(pipeline, most=1)
+    one.learn(SIZE)
+    assert (list(one.calibrations[SIZE].curve.points), one.cap(SIZE)) == ([1], 1)
+
+
+def test_a_target_for_the_step_stops_the_measurement_and_bounds_the_batch(
+    pipeline: ResidentPipeline,
+) -> None:
+    capacity = Capacity.measuring(pipeline, target_seconds=1e-6)
+    capacity.learn(SIZE, patience=30)
+    assert list(capacity.calibrations[SIZE].curve.points) == [1, 2]
+    assert capacity.cap(SIZE) == 2
+
+
+def test_patience_bounds_the_measurement(pipeline: ResidentPipeline) -> None:
+    capacity = Capacity.measuring(pipeline)
+    capacity.learn(SIZE, patience=0)
+    assert list(capacity.calibrations[SIZE].curve.points) == [1]
+
+
+def test_sizes_of_about_as_many_pixels_share_a_measurement(pipeline: ResidentPipeline) -> None:
+    capacity = Capacity.measuring(pipeline, most=2)
+    for size in [(64, 64), (96, 48), (64, 60), (32, 32)]:
+        capacity.learn(size)
+    assert list(capacity.calibrations) == [(64, 64), (96, 48), (32, 32)]
+    small, large = capacity.seconds((32, 32), 2), capacity.seconds((64, 64), 2)
+    assert capacity.seconds((32, 30), 2) < small * 1.01
+    assert large * 1.5 < capacity.seconds((128, 128), 2)
+
+
+def test_memory_bounds_the_batch_by_what_a_row_was_measured_to_take(
+    pipeline: ResidentPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = FakeCudaMemory(free=1000 * PIXELS, step=10)
+    memory.install(pipeline, monkeypatch)
+    capacity = measuring(pipeline, memory)
+    capacity.learn(SIZE, patience=30)
+    assert capacity.needs(SIZE, 3) == 30 * PIXELS
+    assert capacity.needs((64, 32), 1) == 20 * PIXELS
+    memory.free = 35 * PIXELS
+    capacity.refresh()
+    assert capacity.cap(SIZE) == 3
+    assert capacity.cap((64, 32)) == 1
+    assert capacity.refuse((64, 32)) is None
+    refusal = capacity.refuse((64, 64))
+    assert "64x64 px" in str(refusal)
+
+
+def test_a_measurement_ends_where_memory_does(
+    pipeline: ResidentPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = FakeCudaMemory(free=3 * PIXELS, step=1, decode=4)
+    memory.install(pipeline, monkeypatch)
+    capacity = measuring(pipeline, memory)
+    assert capacity.learn(SIZE, patience=30) is None
+    calibration = capacity.calibrations[SIZE]
+    assert list(calibration.curve.points) == [1, 2]
+    assert calibration.ran_out_at == 4
+    assert calibration.step_bytes == {1: PIXELS, 2: 2 * PIXELS}
+    assert (calibration.decode_seconds, calibration.decode_bytes) == (None, None)
+    assert memory.released == 2
+
+
+def test_a_size_of_which_not_one_row_fits_is_refused_with_numbers(
+    pipeline: ResidentPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gib = 2**30
+    memory = FakeCudaMemory(free=8 * gib, step=gib // PIXELS)
+    memory.install(pipeline, monkeypatch)
+    capacity = measuring(pipeline, memory)
+    assert capacity.learn(SIZE) is None
+    assert str(capacity.learn((128, 128))) == (
+        "128x128 px does not fit into the device's memory: needs 16.0 GiB, 8.0 GiB free"
+    )
+
+
+def test_the_decoder_of_a_size_that_would_not_fit_is_asked_for_tiles(
+    pipeline: ResidentPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = FakeCudaMemory(free=1000 * PIXELS, decode=10)
+    memory.install(pipeline, monkeypatch)
+    capacity = measuring(pipeline, memory)
+    capacity.learn(SIZE)
+    memory.free = 15 * PIXELS
+    capacity.refresh()
+    assert capacity.decode_needs((64, 32)) == 20 * PIXELS
+    assert capacity.decode_fits(SIZE)
+    assert not capacity.decode_fits((64, 32))
+
+
+def test_without_a_measurement_a_number_of_rows_is_needed(pipeline: ResidentPipeline) -> None:
+    with pytest.raises(ValueError, match="number of rows"):
+        Capacity()
+    with pytest.raises(ValueError, match="max_rows must be at least 1"):
+        Capacity(most=0)
+
+
+def test_an_engine_measures_a_size_when_it_first_meets_it(pipeline: ResidentPipeline) -> None:
+    capacity = Capacity.measuring(pipeline, most=4)
+    capacity.learn((64, 64))
+    engine = Engine(pipeline, capacity=capacity)
+    drawn = images(run(engine, [sample("a"), sample("b", width=64, height=64)]))
+    assert sorted(drawn) == ["a", "b"]
+    assert set(capacity.calibrations) == {(32, 32), (64, 64)}

@@ -105,6 +105,7 @@ def test_doctor_reports_the_running_service(stack: Stack) -> None:
     assert done.returncode == 0, done.stdout
     assert "Valkey" in done.stdout
     assert "koala-demo on cpu" in done.stdout
+    assert "ms per step by rows" in " ".join(done.stdout.split())
     assert f"something listens on 127.0.0.1:{stack.settings.port}" in done.stdout
 
 

@@ -20,7 +20,7 @@ from koala.spec import JobRecord, JobSpec
 from koala.store import ImageStore
 from tests.support import spec
 from worker.admission import ServedModel
-from worker.engine import Capacity, Failed, Finished, Progress, SampleRequest, Tick
+from worker.engine import Capacity, DoesNotFit, Failed, Finished, Progress, SampleRequest, Tick
 from worker.gallery import Gallery
 from worker.images import ImageMetadata
 from worker.inflight import InflightWorker
@@ -29,11 +29,17 @@ from worker.metrics import WorkerMetrics
 T = TypeVar("T")
 
 
+TROUBLES = {
+    "broken": RuntimeError("the engine gave up"),
+    "huge": DoesNotFit("64x64 px", 9 * 2**30, 7 * 2**30),
+}
+
+
 class FakeEngine:
     """Draws grey squares, all samples together, one step at a time.
 
     ``before_step`` is called with the number of the step, from 1. A prompt "broken" fails at its
-    second step.
+    second step, and so does "huge", for want of memory.
     """
 
     def __init__(self, max_rows: int = 8) -> None:
@@ -87,8 +93,8 @@ class FakeEngine:
         self.before_step(self.steps_taken)
         events: list[Any] = []
         for key, (request, done) in list(self._samples.items()):
-            if request.prompt == "broken" and done == 1:
-                events.append(Failed(key, RuntimeError("the engine gave up")))
+            if request.prompt in TROUBLES and done == 1:
+                events.append(Failed(key, TROUBLES[request.prompt]))
                 del self._samples[key]
                 continue
             self._samples[key] = (request, done + 1)

@@ -42,6 +42,17 @@ def test_a_failing_sample_fails_its_whole_job_and_no_other(rig: Rig) -> None:
     assert rig.leftovers() == []
 
 
+def test_what_does_not_fit_fails_by_name_and_number(rig: Rig) -> None:
+    job_id = rig.submit(prompt="huge")
+
+    rig.work()
+
+    assert error(rig, job_id) == (
+        "does_not_fit",
+        "64x64 px does not fit into the device's memory: needs 9.0 GiB, 7.0 GiB free",
+    )
+
+
 def test_a_store_that_refuses_fails_the_job_with_its_reason(rig: Rig) -> None:
     job_id = rig.submit(n=2)
 

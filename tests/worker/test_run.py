@@ -82,6 +82,14 @@ def test_the_demo_model_draws_then_drains_at_a_signal(
     metrics = httpx.get(ad.metrics_url).text
     assert 'koala_images_total{format="png"} 2.0' in metrics
     assert "koala_unet_step_seconds_count" in metrics
+    [measured] = ad.sizes
+    assert (measured.name, measured.max_rows) == ("64x64", ad.max_rows)
+    assert min(measured.step_seconds) == 1
+    assert max(measured.step_seconds) >= measured.max_rows
+    assert f'koala_batch_cap_rows{{size="64x64"}} {ad.max_rows}.0' in metrics
+    assert 'koala_step_curve_seconds{rows="1",size="64x64"}' in metrics
+    assert 'koala_memory_bytes{kind="weights"}' in metrics
+    assert "koala_out_of_memory_total 0.0" in metrics
 
     long = rig.submit(num_inference_steps=60)
     wait_for(lambda: has_stepped(rig, long), process)
@@ -93,6 +101,15 @@ def test_the_demo_model_draws_then_drains_at_a_signal(
     assert rig.record(long).state == "completed"
     assert rig.record(late).state == "queued"
     assert rig.redis.hgetall(rig.keys.workers) == {}
+
+
+def test_a_worker_keeps_to_what_the_operator_sets(rig: Rig, start: Start) -> None:
+    process = start(max_batch_rows=4, target_step_ms=0.001)
+    wait_for(lambda: bool(rig.redis.hgetall(rig.keys.workers)), process)
+    [ad] = [WorkerAd.model_validate_json(x) for x in rig.redis.hvals(rig.keys.workers)]
+    # No step is as quick as that: the smallest batch that holds an image with guidance.
+    assert ad.max_rows == 2
+    assert set(ad.sizes[0].step_seconds) == {1, 2}
 
 
 def test_a_worker_that_has_no_time_left_hands_its_jobs_back(rig: Rig, start: Start) -> None:

@@ -186,13 +186,15 @@ class InflightWorker(SteadyWorker):
                 self._decide(stored.flight, stored.failure)
 
     def _land(self) -> None:
-        """Write down the end of every job whose end is decided."""
-        for flight in list(self._flights.values()):
-            if flight.outcome is None or not self.link.is_due:
-                continue
+        """See to it that the end of every job whose end is decided gets written down."""
+        for flight in self._flights.values():
+            if flight.outcome is not None and self.link.is_due:
+                self._landing.begin(flight, flight.outcome)
+        patience = _REST_SECONDS if self._engine.is_idle else 0.0
+        for flight, end in self._landing.ended(patience):
             with self.link.attempt():
                 try:
-                    self._landing.land(flight, flight.outcome)
+                    end.result()
                     self._forget(flight)
                 except LeaseLost:
                     self._forget_lost(flight)
@@ -207,7 +209,8 @@ class InflightWorker(SteadyWorker):
         if self.should_run_maintenance_tasks:
             self.run_maintenance_tasks()
         with self.link.attempt(), self.connection.pipeline(transaction=False) as pipeline:
-            for flight in self._flights.values():
+            # Where the end is being written down, a heartbeat could bring back what that removes.
+            for flight in (flight for flight in self._flights.values() if flight.outcome is None):
                 registry = flight.job.started_job_registry
                 flight.execution.heartbeat(registry, EXECUTION_TTL, pipeline)
             pipeline.execute()
@@ -287,7 +290,8 @@ class InflightWorker(SteadyWorker):
 
     def _forget(self, flight: Flight) -> None:
         self._leave_engine(flight)
-        self._flights.pop(flight.id, None)
+        if self._flights.get(flight.id) is flight:
+            del self._flights[flight.id]
         self.executions.pop(flight.token, None)
         self._metrics.jobs_running.set(len(self._flights))
 
@@ -319,6 +323,7 @@ class InflightWorker(SteadyWorker):
         """RQ's; from here on the worker is known to be gone."""
         self._beat.stop()
         self._gallery.close()
+        self._landing.close()
         with self.link.attempt():
             self._upkeep.withdraw()
         super().teardown()

@@ -1,6 +1,8 @@
 """Landing: writes down how a job ended, once, and counts it."""
 
 import time
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
 import structlog
 from rq.executions import Execution
@@ -14,7 +16,7 @@ log = structlog.get_logger()
 
 
 class Landing:
-    """Ends jobs under their lease.
+    """Ends jobs under their lease, on a thread of its own: the engine does not wait for Redis.
 
     Args:
         worker: In whose name.
@@ -24,6 +26,27 @@ class Landing:
     def __init__(self, worker: FencedWorker, metrics: WorkerMetrics) -> None:
         self._worker = worker
         self._metrics = metrics
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="landing")
+        self._pending: dict[Flight, Future[None]] = {}
+
+    def begin(self, flight: Flight, outcome: Outcome) -> None:
+        """Start to write down the end of a flight, unless that is under way."""
+        if flight not in self._pending:
+            self._pending[flight] = self._pool.submit(self.land, flight, outcome)
+
+    def ended(self, seconds: float = 0.0) -> Iterator[tuple[Flight, Future[None]]]:
+        """The flights that :meth:`land` is done with, and what came of it.
+
+        Waits up to ``seconds`` for one.
+        """
+        if seconds and self._pending:
+            wait(self._pending.values(), seconds, FIRST_COMPLETED)
+        for flight in [flight for flight, future in self._pending.items() if future.done()]:
+            yield flight, self._pending.pop(flight)
+
+    def close(self) -> None:
+        """Wait for what is being written."""
+        self._pool.shutdown()
 
     def land(self, flight: Flight, outcome: Outcome) -> None:
         """Write down the end of a flight.

@@ -17,6 +17,7 @@ from koala.catalogue import DEMO_FOLDER, resolve
 from tests.support import Stack
 from worker.engine import Engine, Finished, ResidentPipeline, SampleRequest
 
+SIZES = ["64x64", "96x64", "64x96"]
 PROMPTS = ["a koala on a blue background", "a banana", "a rocket to the left of a koala"]
 
 
@@ -25,6 +26,7 @@ def mixed_requests(count: int) -> list[dict[str, Any]]:
     return [
         {
             "prompt": draw.choice(PROMPTS),
+            "size": SIZES[i // 9 % 3],
             "num_inference_steps": draw.randint(4, 30),
             "guidance_scale": (guidance := round(draw.uniform(0, 7), 2)),
             "negative_prompt": draw.choice([None, "", "red background"]) if guidance > 1 else None,
@@ -73,14 +75,15 @@ def as_encoded(image: Image.Image, output_format: str) -> np.ndarray:
 
 
 def drawn_alone(pipeline: ResidentPipeline, request: dict[str, Any], index: int) -> Image.Image:
+    width, height = map(int, request["size"].split("x"))
     engine = Engine(pipeline, max_rows=2)
     engine.add(
         SampleRequest(
             key="alone",
             prompt=request["prompt"],
             negative_prompt=request["negative_prompt"],
-            width=64,
-            height=64,
+            width=width,
+            height=height,
             num_inference_steps=request["num_inference_steps"],
             guidance_scale=request["guidance_scale"],
             seed=request["seed"] + index,
@@ -103,7 +106,7 @@ def test_forty_mixed_requests_at_once_all_come_back_right(
         for index, data in enumerate(images):
             with Image.open(io.BytesIO(data)) as image:
                 assert image.format == request["output_format"].upper()
-                assert image.size == (64, 64)
+                assert request["size"] == f"{image.width}x{image.height}"
                 pixels = np.asarray(image.convert("RGB"), dtype=int)
             if index:
                 continue

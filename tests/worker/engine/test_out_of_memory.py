@@ -239,14 +239,15 @@ def test_prompts_that_ran_out_of_memory_together_are_encoded_one_by_one(
     check_that_all_are_as_undisturbed(events, undisturbed)
 
 
+@pytest.mark.parametrize("phase", ["encode_prompts", "predict_noise", "decode"])
 def test_a_lost_device_ends_the_engine_instead_of_failing_everybody(
-    engine: Engine, pipeline: ResidentPipeline, monkeypatch: pytest.MonkeyPatch
+    phase: str, engine: Engine, pipeline: ResidentPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def lost(*_: Any) -> None:
         raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
 
-    monkeypatch.setattr(pipeline, "predict_noise", lost)
-    engine.add(sample("a"))
+    monkeypatch.setattr(pipeline, phase, lost)
+    engine.add(sample("a", num_inference_steps=1))
     with pytest.raises(torch.AcceleratorError):
         engine.step()
 

@@ -17,8 +17,9 @@ check: $(VENV)/.test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(VENV)/.test
-	$(BIN)/python -m bench
+bench: $(VENV)/.bench
+	$(BIN)/python -m bench --output docs/performance/results.json
+	$(BIN)/python -m bench report docs/performance/results.json
 
 demo-model: $(VENV)/.test
 	$(BIN)/python -m distill.train
@@ -32,6 +33,10 @@ $(VENV)/.run: $(BIN)/python pyproject.toml constraints.txt
 
 $(VENV)/.test: $(VENV)/.run
 	$(PIP) install --quiet --constraint constraints.txt --editable '.[worker,embedded,distill,test]'
+	touch $@
+
+$(VENV)/.bench: $(VENV)/.run
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[worker,embedded,bench]'
 	touch $@
 
 clean:

@@ -1,1 +1,1 @@
-"""Benchmarks: ratios between things measured side by side in one run."""
+"""Benchmarks: contenders measured side by side in one run, and what the service itself adds."""

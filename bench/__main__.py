@@ -1,117 +1,136 @@
-"""``python -m bench``: the service against what the model alone can do, side by side."""
+"""``python -m bench``: contenders side by side, the report, and what the service itself adds."""
 
-import asyncio
-import json
-import os
 import signal
-import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from statistics import median
-from typing import Annotated, Any
+from typing import Annotated
 
-import httpx
-import torch
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Table as RichTable
 
-from bench.limits import RawLoop, engine_alone
-from bench.load import closed_loop, one_by_one
-from koala.catalogue import DEMO_FOLDER
-from worker.engine import ResidentPipeline
+from bench.benchmark import CannotMeasure, run
+from bench.contenders import Contender
+from bench.processes import ContenderFailed
+from bench.results import Results
+from bench.rounds import QUICK, Plan
+from bench.tables import Table, all_tables
+from bench.workloads import Workload
 
-CLIENTS = 16
-
-
-@contextmanager
-def service(port: int) -> Iterator[str]:
-    """A ``koala up`` of its own with the demo model; its address."""
-    with tempfile.TemporaryDirectory() as folder:
-        env = {
-            **{name: value for name, value in os.environ.items() if name[:6] != "KOALA_"},
-            "KOALA_DATA_DIR": folder,
-            "KOALA_PORT": str(port),
-            "KOALA_LOG_LEVEL": "warning",
-        }
-        process = subprocess.Popen([sys.executable, "-m", "koala", "up"], env=env)
-        base_url = f"http://127.0.0.1:{port}"
-        try:
-            _wait(base_url, process)
-            yield base_url
-        finally:
-            process.send_signal(signal.SIGTERM)
-            process.wait(30)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+# Tables are wider than the 80 columns that a pipe is taken for.
+out = Console(highlight=False, width=max(110, Console().width))
+err = Console(stderr=True, highlight=False)
 
 
-def _wait(base_url: str, process: subprocess.Popen[bytes]) -> None:
-    for _ in range(600):
-        if process.poll() is not None:
-            raise SystemExit("bench: the service did not start")
-        try:
-            if httpx.get(f"{base_url}/readyz").is_success:
-                return
-        except httpx.TransportError:
-            pass
-        time.sleep(0.2)
-    raise SystemExit("bench: the service did not get ready within 120 s")
-
-
-def measure(base_url: str, rounds: int, images: int) -> dict[str, Any]:
-    """Alternate the sides, so that a noisy minute hits both; medians over the rounds."""
-    raw = RawLoop(str(DEMO_FOLDER), CLIENTS)
-    pipeline = ResidentPipeline.load(
-        DEMO_FOLDER, device="cpu", scheduler_overrides={"timestep_spacing": "trailing"}
-    )
-    raw.images_per_second(1)
-    asyncio.run(closed_loop(base_url, CLIENTS, CLIENTS))
-    throughput: dict[str, list[float]] = {"raw": [], "http": [], "ratio": []}
-    latency: dict[str, list[float]] = {"engine": [], "http": []}
-    for _ in range(rounds):
-        throughput["raw"].append(raw.images_per_second(max(1, images // CLIENTS)))
-        throughput["http"].append(asyncio.run(closed_loop(base_url, CLIENTS, images)))
-        throughput["ratio"].append(throughput["http"][-1] / throughput["raw"][-1])
-        latency["engine"] += engine_alone(pipeline, 20)
-        latency["http"] += one_by_one(base_url, 20)
-    engine_ms, http_ms = (1000 * median(latency[side]) for side in ("engine", "http"))
-    return {
-        "clients": CLIENTS,
-        "rounds": rounds,
-        "torch_threads": torch.get_num_threads(),
-        "raw_images_per_second": median(throughput["raw"]),
-        "http_images_per_second": median(throughput["http"]),
-        "throughput_ratio": median(throughput["ratio"]),
-        "throughput_ratios": throughput["ratio"],
-        "engine_ms": engine_ms,
-        "http_ms": http_ms,
-        "added_ms": http_ms - engine_ms,
-        "latency_ratio": http_ms / engine_ms,
-    }
-
-
+@app.callback(invoke_without_command=True)
 def main(
+    context: typer.Context,
+    contender: Annotated[
+        list[Contender] | None, typer.Option(help="Who to measure; repeatable. Default: all.")
+    ] = None,
+    workload: Annotated[
+        list[Workload] | None, typer.Option(help="What to ask for; repeatable. Default: both.")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Seconds, to see that it works.")] = False,
+    rounds: Annotated[int | None, typer.Option(min=1, help="Rounds to take medians of.")] = None,
+    threads: Annotated[int, typer.Option(min=1, help="Torch threads of each contender.")] = 2,
+    rows: Annotated[
+        int | None, typer.Option(min=2, help="Row cap of all. Default: what our worker chooses.")
+    ] = None,
+    rate: Annotated[
+        float | None,
+        typer.Option(help="Poisson arrivals per second. Default: 70 % of our saturation."),
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="File for the results, as JSON.")] = None,
+) -> None:
+    """Measure the service and its peers side by side; about a quarter of an hour for all."""
+    # So that the contenders are ended on the way out.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    if context.invoked_subcommand is not None:
+        return
+    plan = QUICK if quick else Plan()
+    try:
+        results = run(
+            replace(plan, rounds=rounds or plan.rounds),
+            workload or list(Workload),
+            contender or list(Contender),
+            threads=threads,
+            rows=rows,
+            rate=rate,
+            say=err.print,
+        )
+    except (CannotMeasure, ContenderFailed) as error:
+        raise _fail(str(error)) from None
+    for table in all_tables(results):
+        _print(table)
+    if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(results.model_dump_json(indent=1) + "\n")
+
+
+@app.command()
+def report(
+    results: Annotated[Path, typer.Argument(help="What --output wrote.", exists=True)],
+    document: Annotated[
+        Path, typer.Option(help="Markdown file to write the results into.", exists=True)
+    ] = Path("docs/performance.md"),
+) -> None:
+    """Write plots beside the results, and the results into the document."""
+    try:
+        from bench import plots
+    except ModuleNotFoundError as error:
+        raise _fail(f"plots need {error.name}: pip install 'koala-serve[bench]'") from None
+    from bench.report import NoMarks, write
+
+    measured = Results.model_validate_json(results.read_text())
+    plots.throughput(measured, results.parent / "throughput.png")
+    plots.latency(measured, results.parent / "latency.png")
+    try:
+        write(measured, document, results.parent)
+    except NoMarks as error:
+        raise _fail(str(error)) from None
+
+
+@app.command()
+def overhead(
     rounds: Annotated[int, typer.Option(min=1, help="Alternations of the two sides.")] = 5,
-    images: Annotated[int, typer.Option(min=16, help="Images per round and side.")] = 96,
-    port: Annotated[int, typer.Option(help="Port for the service under test.")] = 8399,
+    seconds: Annotated[float, typer.Option(min=0.5, help="Window of a closed loop.")] = 5.0,
+    requests: Annotated[int, typer.Option(min=1, help="Single requests per round.")] = 20,
+    threads: Annotated[int, typer.Option(min=1, help="Torch threads of both sides.")] = 2,
     output: Annotated[Path | None, typer.Option(help="File for the figures, as JSON.")] = None,
 ) -> None:
-    """Measure throughput over HTTP against the raw loop, and the latency the service adds."""
-    with service(port) as base_url:
-        figures = measure(base_url, rounds, images)
-    table = Table(box=None)
-    table.add_column("figure")
-    table.add_column("value", justify="right")
-    for name, value in figures.items():
-        if not isinstance(value, list):
-            table.add_row(name, f"{value:.3f}" if isinstance(value, float) else str(value))
-    Console().print(table)
+    """Throughput over HTTP against the raw loop, and the latency that the service adds."""
+    from bench.overhead import measure
+
+    try:
+        figures = measure(rounds, seconds, requests, threads)
+    except ContenderFailed as error:
+        raise _fail(str(error)) from None
+    rows = [
+        (name, f"{value:.3f}" if isinstance(value, float) else str(value))
+        for name, value in figures.model_dump().items()
+        if not isinstance(value, list)
+    ]
+    _print(Table("Overhead", ("figure", "value"), rows))
     if output is not None:
-        output.write_text(json.dumps(figures, indent=2) + "\n")
+        output.write_text(figures.model_dump_json(indent=1) + "\n")
+
+
+def _fail(message: str) -> typer.Exit:
+    err.print(f"bench: {message}", style="red", markup=False, soft_wrap=True)
+    return typer.Exit(1)
+
+
+def _print(table: Table) -> None:
+    rich = RichTable(title=table.title.replace("`", ""), title_justify="left", box=None)
+    for i, name in enumerate(table.header):
+        rich.add_column(name, justify="right" if i else "left", no_wrap=True)
+    for row in table.rows:
+        rich.add_row(*(cell.replace("`", "").replace("**", "") for cell in row))
+    out.print(rich, end="\n\n")
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    app()

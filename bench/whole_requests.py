@@ -21,7 +21,8 @@ class WholeRequestWorker(InflightWorker):
 
     @property
     def _has_room(self) -> bool:
-        rows = sum(flight.rows_to_denoise for flight in self._flights.values())
+        requests = [request for flight in self._flights.values() for request in flight.requests]
+        rows = sum(request.rows for request in requests)
         return (
             super()._has_room
             and self._engine.in_flight == 0

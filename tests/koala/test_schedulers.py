@@ -1,8 +1,15 @@
 """Names of schedulers: ours, and those of the tools that people come from."""
 
+from pathlib import Path
+
 import pytest
+from pydantic import ValidationError
 
 from koala.schedulers import SCHEDULERS, canonical_name
+from koala.spec import JobSpec
+from tests.support import spec
+
+README = Path(__file__).parents[2] / "README.md"
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
@@ -43,3 +50,21 @@ def test_only_lcm_limits_the_steps() -> None:
     assert refused == {"lcm"}
     assert SCHEDULERS["lcm"].steps_error(50) is None
     assert SCHEDULERS["lcm"].steps_error(51) == "lcm draws in at most 50 steps, not 51"
+
+
+def test_a_job_of_a_gateway_that_knew_no_schedulers_still_parses() -> None:
+    old = spec().model_dump(mode="json")
+    del old["scheduler"]
+    assert JobSpec.model_validate(old).scheduler is None
+
+
+def test_a_job_names_a_scheduler_in_one_spelling_only() -> None:
+    assert spec(scheduler="DPM++ 2M Karras").scheduler == "dpm++_2m_karras"
+    with pytest.raises(ValidationError, match="scheduler"):
+        spec(scheduler="best")
+
+
+def test_the_readme_names_every_scheduler_and_no_other() -> None:
+    [row] = [line for line in README.read_text().splitlines() if line.startswith("| `scheduler` |")]
+    listed = row.split("|")[2].split(";")[0]
+    assert [word.strip(" `") for word in listed.split(",")] == list(SCHEDULERS)

@@ -117,6 +117,9 @@ def generate(
     guidance: Annotated[float | None, typer.Option(help="Guidance scale.")] = None,
     negative: Annotated[str | None, typer.Option(help="What to keep out of the image.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the first image.")] = None,
+    scheduler: Annotated[
+        str | None, typer.Option(help="Such as euler_a or dpm++_2m_karras; else the model's own.")
+    ] = None,
     url: Annotated[
         str, typer.Option(help="The gateway.", envvar="KOALA_URL")
     ] = "http://127.0.0.1:8000",
@@ -133,6 +136,7 @@ def generate(
         "guidance_scale": guidance,
         "negative_prompt": negative,
         "seed": seed,
+        "scheduler": scheduler,
     }
     try:
         run(url, {k: v for k, v in request.items() if v is not None}, output, out)

@@ -6,6 +6,8 @@ from uuid import uuid4
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from koala.schedulers import SchedulerName
+
 OutputFormat = Literal["png", "jpeg", "webp"]
 ResponseFormat = Literal["url", "b64_json"]
 Quality = Literal["low", "medium", "high", "xhigh", "max"]
@@ -22,8 +24,9 @@ class JobSpec(_Frozen):
     """One request as the worker runs it: every default filled in, every value checked.
 
     Image ``i`` of ``n`` is drawn with seed ``seed + i``, so that any of them can be had again
-    alone. ``width`` and ``height`` are pixels. ``images_id`` is random, so that image names cannot
-    be guessed, and fixed per job, so that a second run overwrites the first one's files.
+    alone. ``width`` and ``height`` are pixels. A ``scheduler`` of ``None`` is the model's own: the
+    worker knows it. ``images_id`` is random, so that image names cannot be guessed, and fixed per
+    job, so that a second run overwrites the first one's files.
     """
 
     prompt: str
@@ -35,6 +38,7 @@ class JobSpec(_Frozen):
     num_inference_steps: int = Field(ge=1)
     guidance_scale: float = Field(ge=0)
     seed: int = Field(ge=0, le=MAX_SEED)
+    scheduler: SchedulerName | None = None
     output_format: OutputFormat = "png"
     output_compression: int = Field(100, ge=0, le=100)
     quality: Quality = "medium"

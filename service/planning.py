@@ -5,6 +5,7 @@ from typing import Final
 
 from koala.catalogue import ModelCard
 from koala.errors import InvalidRequest, ModelNotFound
+from koala.schedulers import SCHEDULERS
 from koala.settings import Settings
 from koala.spec import MAX_SEED, JobSpec, Quality
 from service.requests import GenerationRequest, RequestQuality
@@ -44,6 +45,7 @@ def plan(request: GenerationRequest, card: ModelCard, settings: Settings) -> Job
         )
     width, height = _size(request.size, card)
     quality, steps = _quality_and_steps(request, card)
+    _check_scheduler(request.scheduler, steps)
     n = request.n or 1
     return JobSpec(
         prompt=request.prompt,
@@ -55,6 +57,7 @@ def plan(request: GenerationRequest, card: ModelCard, settings: Settings) -> Job
         num_inference_steps=steps,
         guidance_scale=guidance_scale,
         seed=_seed(request.seed, n),
+        scheduler=request.scheduler,
         output_format=request.output_format or "png",
         output_compression=_compression(request),
         quality=quality,
@@ -133,6 +136,15 @@ def _quality_and_steps(request: GenerationRequest, card: ModelCard) -> tuple[Qua
         )
     nearest = min(card.quality_steps, key=lambda name: abs(card.quality_steps[name] - steps))
     return nearest, steps
+
+
+def _check_scheduler(scheduler: str | None, steps: int) -> None:
+    reason = None if scheduler is None else SCHEDULERS[scheduler].steps_error(steps)
+    if reason is not None:
+        raise InvalidRequest(
+            f"`scheduler` {reason}: ask for fewer by `num_inference_steps` or `quality`.",
+            param="scheduler",
+        )
 
 
 def _guidance(scale: float | None, card: ModelCard) -> float:

@@ -64,6 +64,7 @@ async def job_body(
         seed=spec.seed,
         num_inference_steps=spec.num_inference_steps,
         guidance_scale=spec.guidance_scale,
+        scheduler=spec.scheduler,
         output_format=spec.output_format,
         output_compression=spec.output_compression,
         response_format=spec.response_format,
@@ -106,6 +107,7 @@ async def images_body(
         seed=spec.seed,
         num_inference_steps=spec.num_inference_steps,
         guidance_scale=spec.guidance_scale,
+        scheduler=spec.scheduler,
         timings=Timings(
             queued_seconds=_between(record.created_at, started),
             run_seconds=_between(started, ended),

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetCoreSchemaHandler
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
+from koala.schedulers import SCHEDULERS, canonical_name
 from koala.spec import MAX_SEED, OutputFormat, ResponseFormat
 
 RequestQuality = Literal["low", "medium", "high", "xhigh", "max", "auto", "standard", "hd"]
@@ -48,8 +49,16 @@ def _plain_text(value: str) -> str:
     return value
 
 
+def _scheduler_name(value: str) -> str:
+    try:
+        return canonical_name(value)
+    except ValueError as error:
+        raise PydanticCustomError("invalid_value", "{reason}", {"reason": str(error)}) from None
+
+
 Text = Annotated[str, AfterValidator(_plain_text)]
 ShortText = Annotated[Text, Field(max_length=512)]
+SchedulerText = Annotated[str, AfterValidator(_scheduler_name)]
 
 
 class GenerationRequest(BaseModel):
@@ -143,4 +152,11 @@ class GenerationRequest(BaseModel):
         float | None,
         Field(allow_inf_nan=False, description="Guidance; null: the model's default."),
         Must("a finite number"),
+    ] = None
+    scheduler: Annotated[
+        SchedulerText | None,
+        Field(
+            description=f"How noise becomes an image: {', '.join(SCHEDULERS)}; what diffusers, "
+            "AUTOMATIC1111 and ComfyUI call these works too. Null: the model's own."
+        ),
     ] = None

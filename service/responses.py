@@ -65,6 +65,7 @@ class ImagesResponse(BaseModel):
     seed: int = Field(description="Seed of the first image.")
     num_inference_steps: int
     guidance_scale: float
+    scheduler: str | None = Field(description="Null: the model's own.")
     timings: Timings
     warnings: list[str]
 
@@ -91,6 +92,7 @@ class Job(BaseModel):
     seed: int
     num_inference_steps: int
     guidance_scale: float
+    scheduler: str | None = Field(description="Null: the model's own.")
     output_format: OutputFormat
     output_compression: int
     response_format: ResponseFormat
@@ -123,6 +125,7 @@ class Capabilities(BaseModel):
     quality_steps: dict[Quality, int]
     default_guidance_scale: float
     max_guidance_scale: float
+    schedulers: list[str]
     max_images: int = 10
     output_formats: list[OutputFormat] = ["png", "jpeg", "webp"]
     max_prompt_chars: int

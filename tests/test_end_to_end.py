@@ -14,8 +14,10 @@ from PIL import Image
 from distill.evaluate import TARGETS, evaluate, evaluation_scenes
 from distill.painters import ServerPainter
 from koala.catalogue import DEMO_FOLDER, resolve
+from koala.schedulers import SCHEDULERS
 from tests.support import Stack
 from worker.engine import Engine, Finished, ResidentPipeline, SampleRequest
+from worker.images import read_metadata
 
 SIZES = ["64x64", "96x64", "64x96"]
 PROMPTS = ["a koala on a blue background", "a banana", "a rocket to the left of a koala"]
@@ -87,6 +89,7 @@ def drawn_alone(pipeline: ResidentPipeline, request: dict[str, Any], index: int)
             num_inference_steps=request["num_inference_steps"],
             guidance_scale=request["guidance_scale"],
             seed=request["seed"] + index,
+            scheduler=request.get("scheduler"),
         )
     )
     while True:
@@ -117,6 +120,33 @@ def test_forty_mixed_requests_at_once_all_come_back_right(
             assert difference.max() <= allowed, request
             compared += 1
     assert compared == 40
+
+
+def test_every_scheduler_is_honoured_and_named_in_its_image(
+    stack: Stack, pipeline: ResidentPipeline
+) -> None:
+    requests = [
+        {
+            "prompt": PROMPTS[i % 3],
+            "negative_prompt": None,
+            "n": 1,
+            "seed": i,
+            "num_inference_steps": 6 + i % 5,
+            "guidance_scale": 1.0 + i % 3,
+            "output_format": "png",
+            "response_format": "url",
+            "scheduler": name,
+        }
+        for i, name in enumerate([None, *SCHEDULERS])
+    ]
+    answers = asyncio.run(send_all(stack.base_url, requests))
+    for request, [data] in zip(requests, answers, strict=True):
+        name = request["scheduler"]
+        label = SCHEDULERS[name].label if name else "Euler"
+        assert f", Sampler: {label}, CFG scale: " in read_metadata(data)["parameters"]
+        pixels = np.asarray(Image.open(io.BytesIO(data)), dtype=int)
+        alone = np.asarray(drawn_alone(pipeline, request, 0), dtype=int)
+        assert np.abs(pixels - alone).max() <= 1, name
 
 
 def test_a_seed_gives_the_same_pixels_again(stack: Stack) -> None:

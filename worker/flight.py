@@ -136,4 +136,5 @@ class Flight:
             num_inference_steps=self.spec.num_inference_steps,
             guidance_scale=self.spec.guidance_scale,
             seed=self.spec.image_seed(index),
+            scheduler=self.spec.scheduler,
         )

@@ -25,17 +25,6 @@ DIGITAL_SOURCE_TYPE: Final = (
     "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 )
 
-# What AUTOMATIC1111 calls them; other schedulers keep diffusers' name.
-_SAMPLERS: Final = {
-    "DDIMScheduler": "DDIM",
-    "DPMSolverMultistepScheduler": "DPM++ 2M",
-    "EulerAncestralDiscreteScheduler": "Euler a",
-    "EulerDiscreteScheduler": "Euler",
-    "HeunDiscreteScheduler": "Heun",
-    "LMSDiscreteScheduler": "LMS",
-    "UniPCMultistepScheduler": "UniPC",
-}
-
 # A JPEG segment holds 65,533 bytes, and a character takes up to 4 of them in UTF-16 as in UTF-8
 # and 5 as XML entity: two prompts of so many characters always fit.
 _LONGEST_IN_JPEG: Final = 7_500
@@ -71,7 +60,7 @@ class ImageMetadata:
     """What an image was made from.
 
     Args:
-        scheduler: diffusers' class name.
+        scheduler: As AUTOMATIC1111 calls it.
         software: Name and version, such as ``koala-serve 0.1.0``.
         width: Pixels.
         height: Pixels.
@@ -102,7 +91,7 @@ class ImageMetadata:
         """The text that AUTOMATIC1111 stores: prompt, negative prompt, then one line of fields."""
         fields = {
             "Steps": self.steps,
-            "Sampler": _SAMPLERS.get(self.scheduler, self.scheduler),
+            "Sampler": self.scheduler,
             "CFG scale": f"{self.guidance_scale:g}",
             "Seed": self.seed,
             "Size": f"{self.width}x{self.height}",

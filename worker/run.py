@@ -149,7 +149,7 @@ def _build(
             seed=spec.image_seed(index),
             steps=spec.num_inference_steps,
             guidance_scale=spec.guidance_scale,
-            scheduler=pipeline.scheduler_name,
+            scheduler=pipeline.scheduler_label(spec.scheduler),
             model=card.id,
             software=f"koala-serve {__version__}",
             width=image.width,

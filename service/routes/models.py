@@ -8,6 +8,7 @@ from fastapi import APIRouter, Path
 from starlette.responses import Response
 
 from koala.errors import ModelNotFound
+from koala.schedulers import SCHEDULERS
 from service.errors import ErrorBody
 from service.gateway import Gateway, GatewayDep
 from service.render import json_response
@@ -67,6 +68,7 @@ async def _model(gateway: Gateway) -> Model:
             quality_steps=card.quality_steps,
             default_guidance_scale=card.guidance_scale,
             max_guidance_scale=card.max_guidance_scale,
+            schedulers=list(SCHEDULERS),
             max_prompt_chars=gateway.settings.max_prompt_chars,
         ),
     )

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from tests.support import Stack, free_port, wait_until_ready
+from worker.images import read_metadata
 
 
 def koala(*arguments: str, cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:
@@ -77,12 +78,15 @@ def test_a_second_server_on_the_same_data_folder_is_refused(stack: Stack) -> Non
 
 def test_generate_writes_the_images_it_was_asked_for(stack: Stack, tmp_path: Path) -> None:
     arguments = ["a koala on a blue background", "-o", "koala.webp", "-n", "2", "--seed", "5"]
-    done = koala("generate", *arguments, "--steps", "4", "--url", stack.base_url, cwd=tmp_path)
+    arguments += ["--steps", "4", "--scheduler", "dpmpp_2m"]
+    done = koala("generate", *arguments, "--url", stack.base_url, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-2:] == ["koala.webp  seed 5", "koala-2.webp  seed 6"]
     for name in ("koala.webp", "koala-2.webp"):
         with Image.open(tmp_path / name) as image:
             assert (image.format, image.size) == ("WEBP", (64, 64))
+        parameters = read_metadata((tmp_path / name).read_bytes())["parameters"]
+        assert "Sampler: DPM++ 2M, " in parameters
 
 
 def test_generate_says_what_the_server_refused(stack: Stack, tmp_path: Path) -> None:

@@ -84,6 +84,7 @@ def test_models_are_listed_with_what_they_can_do(served: Served, worker: FakeWor
     assert isinstance(model["created"], int)
     assert model["capabilities"]["default_size"] == "64x64"
     assert model["capabilities"]["quality_steps"]["high"] == 16
+    assert model["capabilities"]["schedulers"][:2] == ["euler", "euler_a"]
     assert served.http.get("/v1/models/koala-demo").json() == model
 
 

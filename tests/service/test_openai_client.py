@@ -46,7 +46,12 @@ def test_it_gets_real_images_as_urls(stack: Stack) -> None:
             background="opaque",
             moderation="low",
             user="me",
-            extra_body={"seed": 7, "guidance_scale": 2.5, "negative_prompt": "rain"},
+            extra_body={
+                "seed": 7,
+                "guidance_scale": 2.5,
+                "negative_prompt": "rain",
+                "scheduler": "Euler a",
+            },
         )
     assert response.data is not None
     for image in response.data:
@@ -61,6 +66,7 @@ def test_it_gets_real_images_as_urls(stack: Stack) -> None:
     extra = response.model_extra
     assert extra is not None
     assert (extra["seed"], extra["num_inference_steps"], extra["guidance_scale"]) == (7, 6, 2.5)
+    assert extra["scheduler"] == "euler_a"
     assert response.safety_identifier == "me"
 
 
@@ -109,6 +115,7 @@ def test_it_lists_and_retrieves_models(client: openai.OpenAI) -> None:
         ({"stream": True}, "stream"),
         ({"background": "transparent"}, "background"),
         ({"extra_body": {"frame_count": 3}}, "frame_count"),
+        ({"extra_body": {"scheduler": "best"}}, "scheduler"),
     ],
 )
 def test_what_cannot_be_honoured_is_a_bad_request_with_its_param(

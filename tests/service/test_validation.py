@@ -80,6 +80,10 @@ def accepted(api: Served, **fields: Any) -> dict[str, Any]:
         ("guidance_scale", 30.5, "0 to 30"),
         ("guidance_scale", "7", "number"),
         ("guidance_scale", True, "number"),
+        ("scheduler", 3, "string"),
+        ("scheduler", "", "one of euler, euler_a, "),
+        ("scheduler", "best", "one of euler, euler_a, "),
+        ("scheduler", "k" * 99_999, "one of euler, euler_a, "),
     ],
 )
 def test_a_value_that_cannot_be_honoured_is_refused_by_name(
@@ -145,6 +149,20 @@ def test_quality_and_steps_exclude_each_other(api: Served) -> None:
     assert accepted(api, quality="auto", num_inference_steps=5)["num_inference_steps"] == 5
 
 
+def test_a_scheduler_is_asked_for_no_more_steps_than_it_has(api: Served) -> None:
+    body = {"prompt": "a", "scheduler": "LCM"}
+    error = refusal(api, body | {"num_inference_steps": 51})
+    assert error["param"] == "scheduler"
+    assert "`scheduler` lcm draws in at most 50 steps, not 51" in error["message"]
+    assert accepted(api, **body, num_inference_steps=50)["scheduler"] == "lcm"
+    assert accepted(api, num_inference_steps=51)["scheduler"] is None
+
+
+def test_other_tools_names_for_a_scheduler_become_ours(api: Served) -> None:
+    for name in ("DPM++ 2M Karras", "dpmpp_2m_karras", "dpm++_2m_karras"):
+        assert accepted(api, scheduler=name)["scheduler"] == "dpm++_2m_karras"
+
+
 def test_the_seed_of_the_last_image_counts_too(api: Served) -> None:
     assert accepted(api, seed=MAX_SEED)["seed"] == MAX_SEED
     assert accepted(api, seed=MAX_SEED - 1, n=2)["seed"] == MAX_SEED - 1
@@ -188,7 +206,7 @@ def test_null_means_the_default(api: Served) -> None:
     optional = (
         "model n size quality response_format output_format output_compression background "
         "moderation stream partial_images style user safety_identifier negative_prompt seed "
-        "num_inference_steps guidance_scale"
+        "num_inference_steps guidance_scale scheduler"
     )
     job = accepted(api, **dict.fromkeys(optional.split()))
     wanted = {
@@ -201,6 +219,7 @@ def test_null_means_the_default(api: Served) -> None:
         "num_inference_steps": 10,
         "guidance_scale": 3.5,
         "negative_prompt": None,
+        "scheduler": None,
     }
     assert job | wanted == job
     assert "safety_identifier" not in job
@@ -219,6 +238,7 @@ def test_everything_that_is_asked_for_reaches_the_job(api: Served) -> None:
         "seed": 5,
         "num_inference_steps": 7,
         "guidance_scale": 1.5,
+        "scheduler": "euler_a",
     }
     harmless = {"background": "opaque", "moderation": "low", "stream": False}
     job = accepted(api, **wanted, **harmless)

@@ -1,7 +1,5 @@
 """The model in memory, and the few calls that the engine makes to it."""
 
-import copy
-import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +8,7 @@ from typing import Any
 import torch
 
 from worker.engine.loading import load_pipeline
+from worker.engine.schedulers import Schedulers
 
 
 class ResidentPipeline:
@@ -28,11 +27,8 @@ class ResidentPipeline:
             (pipeline.tokenizer, pipeline.text_encoder.eval()),
             (pipeline.tokenizer_2, pipeline.text_encoder_2.eval()),
         ]
-        self._scheduler = pipeline.scheduler
-        parameters = inspect.signature(self._scheduler.step).parameters
-        self._scheduler_takes_generator = "generator" in parameters
-        self._scheduler_takes_eta = "eta" in parameters
         self.device: torch.device = self._unet.device
+        self._schedulers = Schedulers(pipeline.scheduler, self.device)
         self.dtype: torch.dtype = self._unet.dtype
         self.force_zeros_for_empty_prompt: bool = pipeline.config.force_zeros_for_empty_prompt
         self.vae_scale_factor: int = pipeline.vae_scale_factor
@@ -69,11 +65,6 @@ class ResidentPipeline:
             torch.set_num_threads(torch_threads)
         pipeline = load_pipeline(model, revision, device, dtype, scheduler_overrides or {})
         return cls(pipeline, str(model))
-
-    @property
-    def scheduler_name(self) -> str:
-        """diffusers' class name of the scheduler."""
-        return type(self._scheduler).__name__
 
     @property
     def side_multiple(self) -> int:
@@ -178,24 +169,13 @@ class ResidentPipeline:
         pixels: torch.Tensor = self._vae.decode(latents, return_dict=False)[0]
         return pixels
 
-    def new_scheduler(self, num_inference_steps: int) -> Any:
-        """A scheduler of its own for one sample, at the first of ``num_inference_steps`` steps."""
-        # A copy takes a fifth of the time that from_config takes; the original is never stepped.
-        scheduler = copy.deepcopy(self._scheduler)
-        scheduler.set_timesteps(num_inference_steps, device=self.device)
-        if hasattr(scheduler, "set_begin_index"):
-            # Spares the search for the first timestep, which on a GPU waits for the device.
-            scheduler.set_begin_index(0)
-        return scheduler
+    def new_scheduler(self, num_inference_steps: int, name: str | None = None) -> Any:
+        """A scheduler of its own for one sample: see :meth:`Schedulers.new`."""
+        return self._schedulers.new(num_inference_steps, name)
 
-    def step_arguments(self, generator: torch.Generator) -> dict[str, Any]:
-        """The keyword arguments of ``step`` that only some schedulers take."""
-        arguments: dict[str, Any] = {}
-        if self._scheduler_takes_generator:
-            arguments["generator"] = generator
-        if self._scheduler_takes_eta:
-            arguments["eta"] = 0.0
-        return arguments
+    def scheduler_label(self, name: str | None = None) -> str:
+        """What AUTOMATIC1111 calls the scheduler ``name``: see :meth:`Schedulers.label`."""
+        return self._schedulers.label(name)
 
     def synchronize(self) -> None:
         """Wait until the device has done what it was told, so that times are its own."""

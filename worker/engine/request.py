@@ -23,7 +23,9 @@ class SampleRequest:
         num_inference_steps: Denoising steps.
         guidance_scale: Weight of classifier-free guidance (w in https://arxiv.org/abs/2205.11487,
             equation 2); guidance is on above 1 and costs a second row in the batch.
-        seed: Seeds the CPU generator that draws the initial noise.
+        seed: Seeds the CPU generator that draws the initial noise, and the noise which some
+            schedulers add in every step.
+        scheduler: A key of ``koala.schedulers.SCHEDULERS``; ``None`` for the checkpoint's own.
     """
 
     key: SampleKey
@@ -34,6 +36,7 @@ class SampleRequest:
     num_inference_steps: int
     guidance_scale: float
     seed: int
+    scheduler: str | None = None
 
     @property
     def size(self) -> Size:

@@ -9,6 +9,7 @@ from worker.batching import Size
 from worker.engine.conditioning import Conditioning
 from worker.engine.pipeline import ResidentPipeline
 from worker.engine.request import SampleKey, SampleRequest
+from worker.engine.schedulers import step_arguments
 
 
 class NonFiniteError(ArithmeticError):
@@ -23,7 +24,8 @@ class Sample:
     and not on its company.
 
     Raises:
-        ValueError: The scheduler cannot make a schedule of so many steps.
+        ValueError: There is no such scheduler, the checkpoint does not go with it, or it cannot
+            make a schedule of so many steps.
     """
 
     def __init__(
@@ -37,13 +39,13 @@ class Sample:
         self.positive = positive
         self.negative = negative
         self.shape = pipeline.latent_shape(request.width, request.height)
-        self._scheduler = pipeline.new_scheduler(request.num_inference_steps)
+        self._scheduler = pipeline.new_scheduler(request.num_inference_steps, request.scheduler)
         self._timesteps: torch.Tensor = self._scheduler.timesteps
         self._position = 0
         # Whether the last U-Net call completed a denoising step.
         self.completed_step = False
         self._generator = torch.Generator("cpu").manual_seed(request.seed)
-        self._step_arguments: dict[str, Any] = pipeline.step_arguments(self._generator)
+        self._step_arguments = step_arguments(self._scheduler, self._generator)
         dtype = positive.prompt_embeds.dtype
         noise = randn_tensor((1, *self.shape), self._generator, pipeline.device, dtype)
         self.latents: torch.Tensor = noise * self._scheduler.init_noise_sigma

@@ -4,6 +4,8 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
+import torch
+from diffusers import StableDiffusionXLPipeline
 from PIL import Image
 
 from worker.engine import Engine, EngineEvent, Failed, Finished, SampleRequest
@@ -43,6 +45,21 @@ def images(events: Iterable[EngineEvent]) -> dict[Any, Image.Image]:
         if isinstance(event, Finished):
             found[event.key] = event.image
     return found
+
+
+def draw(reference: StableDiffusionXLPipeline, *requests: SampleRequest) -> list[Image.Image]:
+    """The images of requests that differ in their seeds only, by diffusers."""
+    (first, *_) = requests
+    arguments: dict[str, Any] = {
+        "prompt": first.prompt,
+        "negative_prompt": first.negative_prompt,
+        "num_inference_steps": first.num_inference_steps,
+        "guidance_scale": first.guidance_scale,
+        "num_images_per_prompt": len(requests),
+        "generator": [torch.Generator("cpu").manual_seed(r.seed) for r in requests],
+    }
+    found = reference(width=first.width, height=first.height, **arguments).images
+    return list(found)
 
 
 def largest_difference(one: Image.Image, other: Image.Image) -> int:

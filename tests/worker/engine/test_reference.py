@@ -8,7 +8,7 @@ import torch
 from diffusers import StableDiffusionXLPipeline
 from PIL import Image
 
-from tests.worker.engine.support import images, largest_difference, run, sample
+from tests.worker.engine.support import draw, images, largest_difference, run, sample
 from worker.engine import Engine, Progress, ResidentPipeline, SampleRequest
 from worker.engine.conditioning import PromptCache
 from worker.engine.sample import Sample
@@ -23,21 +23,6 @@ MIXED = [
     sample("wide", width=64, height=32, num_inference_steps=3, seed=15),
     sample("odd latents", width=40, height=56, num_inference_steps=2, seed=16),
 ]
-
-
-def draw(reference: StableDiffusionXLPipeline, *requests: SampleRequest) -> list[Image.Image]:
-    """The images of requests that differ in their seeds only, by diffusers."""
-    (first, *_) = requests
-    arguments: dict[str, Any] = {
-        "prompt": first.prompt,
-        "negative_prompt": first.negative_prompt,
-        "num_inference_steps": first.num_inference_steps,
-        "guidance_scale": first.guidance_scale,
-        "num_images_per_prompt": len(requests),
-        "generator": [torch.Generator("cpu").manual_seed(r.seed) for r in requests],
-    }
-    found = reference(width=first.width, height=first.height, **arguments).images
-    return list(found)
 
 
 @pytest.fixture(scope="module")

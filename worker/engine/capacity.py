@@ -3,12 +3,10 @@
 from collections.abc import Mapping
 from typing import Final
 
-from worker.batching import Pressure, Size, StepCurve
+from worker.batching import Pressure, Size, StepCurve, curve_at, nearest_size, profitable_rows
+from worker.batching.sizes import pixels_of
 from worker.engine.calibrate import Calibration, Calibrator
 from worker.engine.memory import DeviceMemory, DoesNotFit, HostMemory
-
-# A guided image takes two rows: in one call wherever they fit.
-_GUIDED_ROWS: Final = 2
 
 # Seconds a measurement may take: at the start nobody waits, later everybody in flight does.
 START_PATIENCE: Final = 15.0
@@ -81,24 +79,24 @@ class Capacity:
     def seconds(self, size: Size, rows: int) -> float:
         """About how many seconds a U-Net call takes; without measurements, a number of pixels."""
         curve = self._curve(size)
-        return curve.seconds(rows) if curve else float(_pixels(size) * rows)
+        return curve.seconds(rows) if curve else float(pixels_of(size) * rows)
 
     def needs(self, size: Size, rows: int) -> int | None:
         """About how many bytes a U-Net call takes at its peak; ``None``: unknown."""
         per_pixel = self._bytes_per_row_pixel(size)
-        return None if per_pixel is None else int(per_pixel * _pixels(size) * rows)
+        return None if per_pixel is None else int(per_pixel * pixels_of(size) * rows)
 
     def decode_fits(self, size: Size) -> bool:
         """Whether an image of ``size`` can be decoded in one piece, as far as one knows."""
         known = [
-            (calibration.decode_bytes, _pixels(measured))
+            (calibration.decode_bytes, pixels_of(measured))
             for measured, calibration in self._calibrations.items()
             if calibration.decode_bytes is not None
         ]
         if self._available is None or not known:
             return True
         decode_bytes, pixels = max(known, key=lambda entry: entry[1])
-        return decode_bytes / pixels * _pixels(size) <= self._available
+        return decode_bytes / pixels * pixels_of(size) <= self._available
 
     def refuse(self, size: Size) -> DoesNotFit | None:
         """Why not even one row of ``size`` can be tried; ``None`` where it can."""
@@ -129,38 +127,24 @@ class Capacity:
         curve = self._curve(size)
         if curve is None:
             return self._most
-        pays = curve.cap(least=_GUIDED_ROWS, target_seconds=self._target_seconds)
-        return pays if self._most is None else min(pays, self._most)
+        return profitable_rows(curve, self._most, self._target_seconds)
 
     def _fitting(self, size: Size) -> int | None:
         per_row = self.needs(size, 1)
         return None if not per_row or self._available is None else self._available // per_row
 
     def _curve(self, size: Size) -> StepCurve | None:
-        if size in self._calibrations:
-            return self._calibrations[size].curve
         if not self._calibrations:
             return None
-        nearest = self._nearest(size)
-        return self._calibrations[nearest].curve.scaled(_pixels(size) / _pixels(nearest))
+        return curve_at(size, {known: c.curve for known, c in self._calibrations.items()})
 
     def _bytes_per_row_pixel(self, size: Size) -> float | None:
         if not self._calibrations:
             return None
-        nearest = self._nearest(size)
+        nearest = nearest_size(size, self._calibrations)
         measured = self._calibrations[nearest].step_bytes
         if not measured:
             return None
         # What a call takes whatever its rows counts least where they are most.
         rows = max(measured)
-        return measured[rows] / rows / _pixels(nearest)
-
-    def _nearest(self, size: Size) -> Size:
-        if size in self._calibrations:
-            return size
-        return min(self._calibrations, key=lambda known: abs(_pixels(known) - _pixels(size)))
-
-
-def _pixels(size: Size) -> int:
-    width, height = size
-    return width * height
+        return measured[rows] / rows / pixels_of(nearest)

@@ -50,6 +50,19 @@ def load_settings(**overrides: Any) -> Settings:
         raise fail(f"KOALA_{name}: {message}" if name else message) from None
 
 
+def quieten() -> None:
+    """Keep diffusers and transformers from speaking at import, of parts that we do not use."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+
+
+def missing(error: ModuleNotFoundError) -> Exception:
+    """Say which extra brings a worker's library; raise what this returns."""
+    if str(error.name).startswith(("koala", "worker")):
+        return error
+    return fail(f"A worker needs {error.name}: run `pip install 'koala-serve[worker]'`.")
+
+
 @app.callback(invoke_without_command=True)
 def main(
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
@@ -91,17 +104,11 @@ def work(model: Model = None) -> None:
 
     settings = load_settings(model=model)
     logs.configure(settings)
-    # Both speak at import already, of optional parts that a worker does not use.
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    quieten()
     try:
         from worker.run import run
     except ModuleNotFoundError as error:
-        if str(error.name).startswith(("koala", "worker")):
-            raise
-        raise fail(
-            f"A worker needs {error.name}: run `pip install 'koala-serve[worker]'`."
-        ) from None
+        raise missing(error) from None
     raise typer.Exit(run(settings))
 
 
@@ -164,6 +171,99 @@ def models() -> None:
         )
     out.print(table)
     out.print("Any other SDXL-shaped diffusers folder or hub id works too: set KOALA_MODEL to it.")
+
+
+@app.command()
+def simulate(
+    profile: Annotated[
+        str | None, typer.Option(help="A GPU and model with published latencies.")
+    ] = None,
+    curve: Annotated[
+        Path | None, typer.Option(help="A file with curves, as `koala measure` writes.")
+    ] = None,
+    clients: Annotated[
+        str | None, typer.Option(help="Closed loops: numbers of clients.  \\[default: 1,2,4,8,16]")
+    ] = None,
+    rate: Annotated[
+        str | None, typer.Option(help="Poisson arrivals instead: requests a minute, e.g. 10,20.")
+    ] = None,
+    steps: Annotated[str, typer.Option(help="Denoising steps: N or LOW..HIGH.")] = "10",
+    guidance: Annotated[str, typer.Option(help="Guidance scale: N or LOW..HIGH.")] = "3.5",
+    size: Annotated[
+        str | None, typer.Option(help="WIDTHxHEIGHT, or a mix: 1024x1024:3,512x512:1.")
+    ] = None,
+    n: Annotated[int, typer.Option("--n", "-n", help="Images of a request.")] = 1,
+    gpus: Annotated[int, typer.Option(help="GPUs on one queue.")] = 1,
+    strategy: Annotated[
+        str | None, typer.Option(help="step-level,whole-batch,one-by-one or some of them.")
+    ] = None,
+    max_rows: Annotated[
+        int | None, typer.Option(help="As KOALA_MAX_BATCH_ROWS: most rows of a U-Net call.")
+    ] = None,
+    target_step_ms: Annotated[
+        float | None, typer.Option(help="As KOALA_TARGET_STEP_MS: longest U-Net call.")
+    ] = None,
+    requests: Annotated[int, typer.Option(help="Requests of each simulation.")] = 400,
+    seed: Annotated[int, typer.Option(help="Seed of requests and gaps.")] = 0,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Plot to write: .svg, .png or .pdf.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead.")] = False,
+) -> None:
+    """Plan throughput and latency for a GPU you do not have."""
+    from worker.simulation.options import OptionError, Options
+    from worker.simulation.run import run
+
+    options = Options(
+        profile=profile,
+        curve=curve,
+        clients=clients,
+        rate=rate,
+        steps=steps,
+        guidance=guidance,
+        size=size,
+        n=n,
+        gpus=gpus,
+        strategy=strategy,
+        max_rows=max_rows,
+        target_step_ms=target_step_ms,
+        requests=requests,
+        seed=seed,
+    )
+    try:
+        run(options, output, as_json, out)
+    except OptionError as error:
+        raise fail(str(error)) from None
+
+
+@app.command()
+def measure(
+    output: Annotated[Path, typer.Option("--output", "-o", help="File to write.")],
+    model: Model = None,
+    size: Annotated[
+        list[str] | None, typer.Option(help="WIDTHxHEIGHT in pixels; may be repeated.")
+    ] = None,
+) -> None:
+    """Measure this machine's step-time curve for `koala simulate --curve`."""
+    settings = load_settings(model=model)
+    sizes = []
+    for text in size or []:
+        width, _, height = text.partition("x")
+        if not (width.isdecimal() and height.isdecimal()):
+            raise fail(f"--size: WIDTHxHEIGHT in pixels, got {text!r}.")
+        sizes.append((int(width), int(height)))
+    quieten()
+    try:
+        from worker.measure import CannotMeasure, run
+    except ModuleNotFoundError as error:
+        raise missing(error) from None
+    try:
+        curves = run(settings, sizes, output)
+    except CannotMeasure as error:
+        raise fail(str(error)) from None
+    except OSError as error:
+        raise fail(f"--output: {output}: {error.strerror}") from None
+    out.print(f"{output}: {curves.name}", markup=False, soft_wrap=True)
 
 
 @app.command()

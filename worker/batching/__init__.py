@@ -4,8 +4,23 @@ The engine drives it with real steps; ``koala simulate`` drives the same code wi
 """
 
 from worker.batching.batcher import Batchable, Batcher, Size
-from worker.batching.curve import StepCurve
+from worker.batching.chunks import PIXEL_BUDGET, images_per_chunk
+from worker.batching.curve import LADDER, StepCurve
 from worker.batching.pressure import Pressure
+from worker.batching.sizes import curve_at, nearest_size, profitable_rows
 from worker.batching.turns import DeficitRoundRobin
 
-__all__ = ["Batchable", "Batcher", "DeficitRoundRobin", "Pressure", "Size", "StepCurve"]
+__all__ = [
+    "LADDER",
+    "PIXEL_BUDGET",
+    "Batchable",
+    "Batcher",
+    "DeficitRoundRobin",
+    "Pressure",
+    "Size",
+    "StepCurve",
+    "curve_at",
+    "images_per_chunk",
+    "nearest_size",
+    "profitable_rows",
+]

@@ -9,6 +9,9 @@ from typing import Final
 # A batch is large enough when it gives this share of the best throughput.
 ENOUGH: Final = 0.95
 
+# Numbers of rows at which a curve is measured, as far as more of them pay.
+LADDER: Final = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128)
+
 
 @dataclass(frozen=True)
 class StepCurve:

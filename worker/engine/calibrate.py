@@ -7,11 +7,9 @@ from typing import Final
 
 import torch
 
-from worker.batching import Size, StepCurve
+from worker.batching import LADDER, Size, StepCurve
 from worker.engine.memory import DeviceMemory, is_out_of_memory
 from worker.engine.pipeline import ResidentPipeline
-
-LADDER: Final = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 
 _REPEATS: Final = 3
 

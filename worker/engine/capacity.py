@@ -3,13 +3,11 @@
 from collections.abc import Mapping
 from typing import Final
 
-from worker.batching import Pressure, Size, StepCurve
+from worker.batching import Pressure, Size, StepCurve, curve_at, nearest_size, profitable_rows
+from worker.batching.sizes import pixels_of
 from worker.engine.calibrate import Calibration, Calibrator
 from worker.engine.memory import DeviceMemory, DoesNotFit, HostMemory, memory_of
 from worker.engine.pipeline import ResidentPipeline
-
-# A guided image takes two rows: in one call wherever they fit.
-_GUIDED_ROWS: Final = 2
 
 # Sizes whose numbers of pixels differ by less share a measurement: a call takes about as long, and
 # clients that ask for ever new sizes do not keep the worker measuring.
@@ -104,24 +102,24 @@ class Capacity:
     def seconds(self, size: Size, rows: int) -> float:
         """About how many seconds a U-Net call takes; without measurements, a number of pixels."""
         curve = self._curve(size)
-        return curve.seconds(rows) if curve else float(_pixels(size) * rows)
+        return curve.seconds(rows) if curve else float(pixels_of(size) * rows)
 
     def needs(self, size: Size, rows: int) -> int | None:
         """About how many bytes a U-Net call takes at its peak; ``None``: unknown."""
         per_pixel = self._bytes_per_row_pixel(size)
-        return None if per_pixel is None else int(per_pixel * _pixels(size) * rows)
+        return None if per_pixel is None else int(per_pixel * pixels_of(size) * rows)
 
     def decode_needs(self, size: Size) -> int | None:
         """About how many bytes decoding an image takes at its peak; ``None``: unknown."""
         known = [
-            (_pixels(measured), calibration.decode_bytes)
+            (pixels_of(measured), calibration.decode_bytes)
             for measured, calibration in self._calibrations.items()
             if calibration.decode_bytes
         ]
         if not known:
             return None
-        pixels, decode_bytes = min(known, key=lambda entry: abs(entry[0] - _pixels(size)))
-        return decode_bytes * _pixels(size) // pixels
+        pixels, decode_bytes = min(known, key=lambda entry: abs(entry[0] - pixels_of(size)))
+        return decode_bytes * pixels_of(size) // pixels
 
     def decode_fits(self, size: Size) -> bool:
         """Whether an image of ``size`` can be decoded in one piece, as far as one knows."""
@@ -157,41 +155,28 @@ class Capacity:
         curve = self._curve(size)
         if curve is None:
             return self._most
-        pays = curve.cap(least=_GUIDED_ROWS, target_seconds=self._target_seconds)
-        return pays if self._most is None else min(pays, self._most)
+        return profitable_rows(curve, self._most, self._target_seconds)
 
     def _fitting(self, size: Size) -> int | None:
         per_row = self.needs(size, 1)
         return None if not per_row or self._available is None else self._available // per_row
 
     def _curve(self, size: Size) -> StepCurve | None:
-        if size in self._calibrations:
-            return self._calibrations[size].curve
         if not self._calibrations:
             return None
-        nearest = self._nearest(size)
-        return self._calibrations[nearest].curve.scaled(_pixels(size) / _pixels(nearest))
+        return curve_at(size, {known: c.curve for known, c in self._calibrations.items()})
 
     def _bytes_per_row_pixel(self, size: Size) -> float | None:
         if not self._calibrations:
             return None
-        nearest = self._nearest(size)
+        nearest = nearest_size(size, self._calibrations)
         measured = self._calibrations[nearest].step_bytes
         if not measured:
             return None
         # What a call takes whatever its rows counts least where they are most.
         rows = max(measured)
-        return measured[rows] / rows / _pixels(nearest)
+        return measured[rows] / rows / pixels_of(nearest)
 
     def _is_known(self, size: Size) -> bool:
-        return any(abs(_pixels(size) / _pixels(known) - 1) < _ALIKE for known in self._calibrations)
-
-    def _nearest(self, size: Size) -> Size:
-        if size in self._calibrations:
-            return size
-        return min(self._calibrations, key=lambda known: abs(_pixels(known) - _pixels(size)))
-
-
-def _pixels(size: Size) -> int:
-    width, height = size
-    return width * height
+        pixels = pixels_of(size)
+        return any(abs(pixels / pixels_of(known) - 1) < _ALIKE for known in self._calibrations)

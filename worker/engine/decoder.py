@@ -7,7 +7,7 @@ from typing import Final, TypeAlias
 import torch
 from PIL import Image
 
-from worker.batching import Pressure, Size
+from worker.batching import PIXEL_BUDGET, Pressure, Size, images_per_chunk
 from worker.engine.capacity import Capacity
 from worker.engine.decode import decode_pixels, to_images
 from worker.engine.memory import DoesNotFit, is_fatal, is_out_of_memory
@@ -15,9 +15,6 @@ from worker.engine.pipeline import ResidentPipeline
 from worker.engine.request import SampleKey
 from worker.engine.sample import Sample
 from worker.engine.tiles import SMALLEST_TILE, TiledDecode
-
-# Pixels decoded per tick: many thumbnails, one image of medium size, or one tile.
-PIXEL_BUDGET: Final = 512 * 512
 
 # An image of more pixels is decoded by tiles. One of SDXL's native size is not: what the decoder
 # makes of a tile differs a little from what it makes of the whole.
@@ -135,7 +132,7 @@ class Decoder:
         return tick
 
     def _chunk(self, first: Sample) -> list[Sample]:
-        most = max(1, self._pixel_budget // (first.request.width * first.request.height))
+        most = images_per_chunk(first.size, self._pixel_budget)
         limit = self._pressure.limit(first.size)
         most = most if limit is None else min(most, limit)
         return [sample for sample in self._samples.values() if sample.size == first.size][:most]

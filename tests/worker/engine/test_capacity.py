@@ -59,9 +59,9 @@ def test_sizes_of_about_as_many_pixels_share_a_measurement(pipeline: ResidentPip
     for size in [(64, 64), (96, 48), (64, 60), (32, 32)]:
         capacity.learn(size)
     assert list(capacity.calibrations) == [(64, 64), (96, 48), (32, 32)]
-    small, large = capacity.seconds((32, 32), 2), capacity.seconds((64, 64), 2)
-    assert capacity.seconds((32, 30), 2) < small * 1.01
-    assert large * 1.5 < capacity.seconds((128, 128), 2)
+    curves = {size: measured.curve for size, measured in capacity.calibrations.items()}
+    assert capacity.seconds((32, 30), 2) == curves[32, 32].scaled(30 / 32).seconds(2)
+    assert capacity.seconds((128, 128), 2) == curves[96, 48].scaled(128 * 128 / 96 / 48).seconds(2)
 
 
 def test_memory_bounds_the_batch_by_what_a_row_was_measured_to_take(

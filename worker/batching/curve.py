@@ -3,14 +3,13 @@
 from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Final
 
 # A batch is large enough when it gives this share of the best throughput.
 ENOUGH: Final = 0.95
 
 # Numbers of rows at which a curve is measured, as far as more of them pay.
-LADDER: Final = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128)
+LADDER: Final = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 
 
 @dataclass(frozen=True)
@@ -86,8 +85,6 @@ class StepCurve:
 
     @property
     def is_saturated(self) -> bool:
-        """Whether the last points show that more rows give hardly more throughput."""
+        """Whether the last two points show that more rows give hardly more throughput."""
         rates = [self.rate(rows) for rows in self.points]
-        if len(rates) < 3:
-            return False
-        return all(later < earlier * 1.03 for earlier, later in pairwise(rates[-3:]))
+        return len(rates) >= 3 and max(rates[-2:]) * ENOUGH < max(rates[:-2])

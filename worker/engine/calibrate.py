@@ -61,8 +61,14 @@ class Calibrator:
 
     @torch.inference_mode()
     def measure(self, size: Size, patience: float) -> Calibration | None:
-        """Measure at ``size``, for about ``patience`` seconds; ``None``: not even one row fits."""
-        deadline = time.perf_counter() + patience
+        """Measure at ``size``; ``None``: not even one row fits.
+
+        Args:
+            size: Width and height in pixels.
+            patience: Seconds of measured calls after which no more rows are tried. First calls are
+                not counted: what they take, such as compiling, is not lost.
+        """
+        spent = 0.0
         seconds: dict[int, float] = {}
         step_bytes: dict[int, int] = {}
         ran_out_at = None
@@ -72,9 +78,10 @@ class Calibrator:
                 ran_out_at = rows
                 break
             seconds[rows], peak = measured
+            spent += _REPEATS * seconds[rows]
             if peak is not None:
                 step_bytes[rows] = peak
-            if self._is_enough(seconds) or time.perf_counter() > deadline:
+            if self._is_enough(seconds) or spent > patience:
                 break
         if not seconds:
             return None

@@ -90,9 +90,9 @@ def test_a_measurement_ends_where_memory_does(
     capacity = measuring(pipeline, memory)
     assert capacity.learn(SIZE, patience=30) is None
     calibration = capacity.calibrations[SIZE]
-    assert list(calibration.curve.points) == [1, 2]
+    assert list(calibration.curve.points) == [1, 2, 3]
     assert calibration.ran_out_at == 4
-    assert calibration.step_bytes == {1: PIXELS, 2: 2 * PIXELS}
+    assert calibration.step_bytes == {rows: rows * PIXELS for rows in (1, 2, 3)}
     assert (calibration.decode_seconds, calibration.decode_bytes) == (None, None)
     assert memory.released == 2
 

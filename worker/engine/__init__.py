@@ -5,6 +5,7 @@ from worker.engine.events import EngineEvent, Failed, Finished, Progress
 from worker.engine.loading import ModelLoadError
 from worker.engine.pipeline import ResidentPipeline
 from worker.engine.request import SampleKey, SampleRequest
+from worker.engine.speedups import SpeedUps
 from worker.engine.tick import Tick
 
 __all__ = [
@@ -17,5 +18,6 @@ __all__ = [
     "ResidentPipeline",
     "SampleKey",
     "SampleRequest",
+    "SpeedUps",
     "Tick",
 ]

@@ -49,6 +49,22 @@ class Settings(BaseSettings):
         None, description="Commit, tag or branch of the hub repository. Unset: its newest commit."
     )
     device: str = Field("auto", description="`auto`, `cpu`, `cuda` or `cuda:N`.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto",
+        description="Number format of the model: `auto`, `float32`, `bfloat16` or `float16`. "
+        "`auto`: float16 on CUDA, float32 on a CPU.",
+    )
+    channels_last: bool = Field(
+        False, description="Keep the weights of convolutions channels last."
+    )
+    fuse_qkv: bool = Field(
+        False, description="Fuse the projections of the U-Net's attention; excludes LoRAs."
+    )
+    compile: bool = Field(
+        False,
+        description="Compile the U-Net for the model's native size, at start, for each number of "
+        "rows that is measured: about a minute each. On a CPU it needs `g++`.",
+    )
     torch_threads: int | None = Field(
         None, ge=1, le=256, description="CPU threads of a worker's torch. Unset: all cores."
     )

@@ -20,7 +20,14 @@ from koala.errors import ModelNotFound
 from koala.settings import Settings
 from koala.store import ImageStore
 from worker.admission import ServedModel
-from worker.engine import START_PATIENCE, Capacity, Engine, ModelLoadError, ResidentPipeline
+from worker.engine import (
+    START_PATIENCE,
+    Capacity,
+    Engine,
+    ModelLoadError,
+    ResidentPipeline,
+    SpeedUps,
+)
 from worker.flight import Flight
 from worker.gallery import Gallery
 from worker.images import ImageMetadata
@@ -89,8 +96,15 @@ def _load(settings: Settings, card: ModelCard) -> ResidentPipeline:
             card.source,
             revision=card.revision,
             device=settings.device,
+            dtype=settings.dtype,
             scheduler_overrides=card.scheduler_overrides,
             torch_threads=settings.torch_threads,
+            speed_ups=SpeedUps(
+                channels_last=settings.channels_last,
+                fuse_qkv=settings.fuse_qkv,
+                compile=settings.compile,
+                most_rows=settings.max_batch_rows,
+            ),
         )
     except ModelLoadError as error:
         raise CannotStart(" ".join(str(error).split())) from None

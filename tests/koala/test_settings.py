@@ -30,6 +30,10 @@ def test_the_readme_table_names_every_setting_with_its_default_and_description()
         ("KOALA_MAX_QUEUED", "0"),
         ("KOALA_LOG_LEVEL", "loud"),
         ("KOALA_PUBLIC_URL", "koala.example"),
+        ("KOALA_DTYPE", "int8"),
+        ("KOALA_CHANNELS_LAST", "perhaps"),
+        ("KOALA_FUSE_QKV", "perhaps"),
+        ("KOALA_COMPILE", "perhaps"),
     ],
 )
 def test_a_malformed_value_is_refused_by_name(

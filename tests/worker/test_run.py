@@ -12,14 +12,17 @@ from pathlib import Path
 
 import httpx
 import pytest
+import torch
 from PIL import Image
 
+from koala.catalogue import resolve
 from koala.settings import Settings
 from koala.store import ImageStore
 from koala.workers import WorkerAd
 from tests.support import spec
+from tests.worker.engine.support import without_compiler
 from tests.worker.rig import Rig
-from worker.run import run
+from worker.run import _load, run
 
 Start = Callable[..., subprocess.Popen[bytes]]
 
@@ -185,3 +188,25 @@ def test_a_taken_metrics_port_is_one_line(
         f"koala: Cannot serve metrics on 127.0.0.1:{port}: Address already in use. Set "
         "KOALA_METRICS_PORT to another port."
     ]
+
+
+def test_the_speed_ups_that_the_settings_ask_for_reach_the_model(settings: Settings) -> None:
+    changes = {"dtype": "bfloat16", "channels_last": True, "fuse_qkv": True}
+    card = resolve("koala-demo")
+    plain, fast = _load(settings, card), _load(settings.model_copy(update=changes), card)
+    assert (plain.dtype, fast.dtype) == (torch.float32, torch.bfloat16)
+    kernel = fast._unet.conv_in.weight
+    assert kernel.is_contiguous(memory_format=torch.channels_last)
+    assert not kernel.is_contiguous()
+    names = {name.split(".")[-2] for name, _ in fast._unet.named_parameters()}
+    assert {"to_qkv", "to_kv"} <= names and not {"to_k", "to_v"} & names
+
+
+def test_compiling_without_a_compiler_is_one_line(
+    settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with without_compiler():
+        assert run(settings.model_copy(update={"compile": True})) == 1
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("koala: KOALA_COMPILE: ") and "no-such-compiler" in error
+    assert "\n" not in error

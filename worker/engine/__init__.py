@@ -7,6 +7,7 @@ from worker.engine.loading import ModelLoadError
 from worker.engine.memory import DoesNotFit
 from worker.engine.pipeline import ResidentPipeline
 from worker.engine.request import SampleKey, SampleRequest
+from worker.engine.speedups import SpeedUps
 from worker.engine.tick import Tick
 
 __all__ = [
@@ -22,5 +23,6 @@ __all__ = [
     "ResidentPipeline",
     "SampleKey",
     "SampleRequest",
+    "SpeedUps",
     "Tick",
 ]

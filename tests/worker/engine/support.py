@@ -1,10 +1,12 @@
 """What the engine's tests share beside fixtures."""
 
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
 import torch
+import torch._inductor.config
 from diffusers import StableDiffusionXLPipeline
 from PIL import Image
 
@@ -66,3 +68,11 @@ def largest_difference(one: Image.Image, other: Image.Image) -> int:
     """The largest difference of any channel of any pixel, in 1/255."""
     assert one.size == other.size and one.mode == other.mode == "RGB"
     return int(np.abs(np.asarray(one, np.int16) - np.asarray(other, np.int16)).max())
+
+
+def without_compiler() -> AbstractContextManager[Any]:
+    """Inside, torch finds no C++ compiler."""
+    patched: AbstractContextManager[Any] = torch._inductor.config.patch(
+        {"cpp.cxx": ("no-such-compiler",)}
+    )
+    return patched

@@ -13,6 +13,9 @@ from worker.engine.pipeline import ResidentPipeline
 
 _REPEATS: Final = 3
 
+# Before this part of the patience is used up, measuring on is cheaper than being fooled by noise.
+_HASTE: Final = 0.1
+
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
@@ -81,7 +84,9 @@ class Calibrator:
             spent += _REPEATS * seconds[rows]
             if peak is not None:
                 step_bytes[rows] = peak
-            if self._is_enough(seconds) or spent > patience:
+            if self._is_too_slow(rows, seconds[rows]) or spent > patience:
+                break
+            if spent > _HASTE * patience and StepCurve(seconds).is_saturated:
                 break
         if not seconds:
             return None
@@ -93,11 +98,8 @@ class Calibrator:
             return list(LADDER)
         return [rows for rows in LADDER if rows < self._most] + [self._most]
 
-    def _is_enough(self, seconds: dict[int, float]) -> bool:
-        too_slow = self._target_seconds is not None and any(
-            taken > self._target_seconds for rows, taken in seconds.items() if rows > 1
-        )
-        return too_slow or StepCurve(seconds).is_saturated
+    def _is_too_slow(self, rows: int, seconds: float) -> bool:
+        return self._target_seconds is not None and rows > 1 and seconds > self._target_seconds
 
     def _timed(self, call: Callable[[], object]) -> tuple[float, int | None] | None:
         """The best time of some calls and the peak of one; ``None``: memory ran out."""

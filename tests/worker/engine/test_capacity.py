@@ -20,8 +20,7 @@ def test_a_measured_size_has_a_curve_and_a_cap_from_it(pipeline: ResidentPipelin
     assert capacity.learn(SIZE, patience=30) is None
     calibration = capacity.calibrations[SIZE]
     points = calibration.curve.points
-    # More rows than twelve are not asked for; fewer were enough if they no longer paid.
-    assert list(points) == [r for r in LADDER if r <= 12][: len(points)]
+    assert list(points) == [rows for rows in LADDER if rows <= 12]
     assert capacity.cap(SIZE) == calibration.curve.cap(least=2)
     assert capacity.seconds(SIZE, 4) == points[4]
     assert calibration.decode_seconds is not None and calibration.decode_seconds > 0

@@ -38,6 +38,10 @@ _BACKLOG_BATCHES: Final = 4
 # How long the loop rests when the engine has nothing to do but something is still in flight.
 _REST_SECONDS: Final = 0.005
 
+# How long the loop does not ask for jobs again where there was none: on small models a step takes
+# little longer than the question.
+_POLL_SECONDS: Final = 0.02
+
 _T = TypeVar("_T")
 
 
@@ -95,6 +99,7 @@ class InflightWorker(SteadyWorker):
         )
         self._beat = Beat(settings.heartbeat_seconds, self._upkeep.beat)
         self._next_maintenance = 0.0
+        self._next_poll = 0.0
         self._is_suspended = False
         # The engine belongs to the loop's thread; the beat's thread reads this instead.
         self._rows = 0
@@ -130,6 +135,8 @@ class InflightWorker(SteadyWorker):
 
     def _admit(self) -> None:
         """Take jobs while the engine can use them now; the rest is for other workers."""
+        if time.monotonic() < self._next_poll:
+            return
         while self._has_room and self.link.is_due:
             popped = None
             with self.link.attempt():
@@ -141,6 +148,7 @@ class InflightWorker(SteadyWorker):
                     serializer=self.serializer,
                 )
             if popped is None:
+                self._next_poll = time.monotonic() + _POLL_SECONDS
                 return
             self._take(popped[0])
 

@@ -9,7 +9,7 @@ from koala.spec import ImageRef
 from koala.store import ImageStore
 from tests.support import spec
 from tests.worker.rig import Rig
-from worker import herald
+from worker import herald, inflight
 
 
 def test_a_job_completes_and_tells_of_every_step(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,7 +83,8 @@ def test_a_prompt_longer_than_the_model_reads_is_a_warning(rig: Rig) -> None:
     assert result.usage.text_tokens == 155
 
 
-def test_jobs_join_and_leave_between_two_steps(rig: Rig) -> None:
+def test_jobs_join_and_leave_between_two_steps(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inflight, "_POLL_SECONDS", 0.0)
     first = rig.submit(num_inference_steps=5)
     late: list[str] = []
 

@@ -73,6 +73,8 @@ def run(settings: Settings) -> int:
         access_log=False,
         server_header=False,
         ws="none",
+        # httptools, if something brought it along, would answer methods it does not know by itself.
+        http="h11",
         timeout_keep_alive=_KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=max(1, int(settings.drain_seconds)),
     )

@@ -77,7 +77,7 @@ def as_encoded(image: Image.Image, output_format: str) -> np.ndarray:
 
 
 def drawn_alone(pipeline: ResidentPipeline, request: dict[str, Any], index: int) -> Image.Image:
-    width, height = map(int, request["size"].split("x"))
+    width, height = map(int, request.get("size", "64x64").split("x"))
     engine = Engine(pipeline, max_rows=2)
     engine.add(
         SampleRequest(

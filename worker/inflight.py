@@ -121,7 +121,8 @@ class InflightWorker(SteadyWorker):
         """Do what others want: drop what is lost, stop what is stopped, end what takes too long."""
         for job_id, token in _drain(self._lost):
             flight = self._flights.get(job_id)
-            if flight is not None and flight.token == token:
+            # Whose end is being written down may have ended already; the fence knows.
+            if flight is not None and flight.token == token and flight.outcome is None:
                 self._forget_lost(flight)
         for job_id in _drain(self._stops):
             if job_id in self._flights:

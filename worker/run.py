@@ -120,6 +120,8 @@ def _measure(settings: Settings, card: ModelCard, pipeline: ResidentPipeline) ->
     )
     side = card.native_side
     refusal = capacity.learn((side, side), START_PATIENCE)
+    capacity.refresh()
+    refusal = refusal or capacity.refuse((side, side))
     if refusal is not None:
         raise CannotStart(f"{refusal}, with {card.id} loaded.")
     for measured in measured_sizes(capacity):

@@ -50,7 +50,9 @@ class Served:
 def serving(settings: Settings) -> Iterator[Served]:
     """Run a gateway until the context ends."""
     app = create_app(settings)
-    config = uvicorn.Config(app, port=0, log_config=None, ws="none", timeout_graceful_shutdown=1)
+    config = uvicorn.Config(
+        app, port=0, log_config=None, http="h11", ws="none", timeout_graceful_shutdown=1
+    )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=lambda: asyncio.run(server.serve()))
     thread.start()

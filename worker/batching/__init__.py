@@ -4,7 +4,7 @@ The engine drives it with real steps; ``koala simulate`` drives the same code wi
 """
 
 from worker.batching.batcher import Batchable, Batcher, Size
-from worker.batching.chunks import PIXEL_BUDGET, images_per_chunk
+from worker.batching.chunks import LARGEST_WHOLE, PIXEL_BUDGET, images_per_chunk
 from worker.batching.curve import LADDER, StepCurve
 from worker.batching.pressure import Pressure
 from worker.batching.sizes import curve_at, nearest_size, profitable_rows
@@ -12,6 +12,7 @@ from worker.batching.turns import DeficitRoundRobin
 
 __all__ = [
     "LADDER",
+    "LARGEST_WHOLE",
     "PIXEL_BUDGET",
     "Batchable",
     "Batcher",

@@ -7,7 +7,8 @@ from typing import Final
 
 import torch
 
-from worker.batching import LADDER, Size, StepCurve
+from worker.batching import LADDER, LARGEST_WHOLE, Size, StepCurve
+from worker.batching.sizes import pixels_of
 from worker.engine.memory import DeviceMemory, is_out_of_memory
 from worker.engine.pipeline import ResidentPipeline
 
@@ -24,14 +25,12 @@ class Calibration:
     Args:
         curve: Seconds of a U-Net call by rows.
         step_bytes: Peak bytes of a call by rows; empty where the device does not tell.
-        ran_out_at: The number of rows at which memory ran out; ``None``: it did not.
         decode_seconds: Seconds of decoding one image.
         decode_bytes: Its peak bytes; ``None`` where the device does not tell, or had not enough.
     """
 
     curve: StepCurve
     step_bytes: Mapping[int, int]
-    ran_out_at: int | None
     decode_seconds: float | None
     decode_bytes: int | None
 
@@ -74,11 +73,11 @@ class Calibrator:
         spent = 0.0
         seconds: dict[int, float] = {}
         step_bytes: dict[int, int] = {}
-        ran_out_at = None
         for rows in self._ladder():
-            measured = self._timed(self._step(size, rows))
+            if not self._should_fit(step_bytes, rows):
+                break
+            measured = self._timed(self._step(size, rows), patience)
             if measured is None:
-                ran_out_at = rows
                 break
             seconds[rows], peak = measured
             spent += _REPEATS * seconds[rows]
@@ -90,8 +89,14 @@ class Calibrator:
                 break
         if not seconds:
             return None
-        decode_seconds, decode_bytes = self._timed(self._decode(size)) or (None, None)
-        return Calibration(StepCurve(seconds), step_bytes, ran_out_at, decode_seconds, decode_bytes)
+        # A larger image is decoded by tiles.
+        if pixels_of(size) <= LARGEST_WHOLE:
+            decoded = self._timed(self._decode(size), patience)
+        else:
+            decoded = None
+        self._memory.release()
+        decode_seconds, decode_bytes = decoded or (None, None)
+        return Calibration(StepCurve(seconds), step_bytes, decode_seconds, decode_bytes)
 
     def _ladder(self) -> list[int]:
         if self._most is None:
@@ -101,32 +106,49 @@ class Calibrator:
     def _is_too_slow(self, rows: int, seconds: float) -> bool:
         return self._target_seconds is not None and rows > 1 and seconds > self._target_seconds
 
-    def _timed(self, call: Callable[[], object]) -> tuple[float, int | None] | None:
+    def _should_fit(self, step_bytes: dict[int, int], rows: int) -> bool:
+        """Whether so many rows may be tried without taking more than may be taken."""
+        available = self._memory.available()
+        if available is None or not step_bytes:
+            return True
+        most = max(step_bytes)
+        return step_bytes[most] / most * rows <= available
+
+    def _timed(
+        self, call: Callable[[], object], patience: float
+    ) -> tuple[float, int | None] | None:
         """The best time of some calls and the peak of one; ``None``: memory ran out."""
         try:
             # The first one pays for what later ones find ready.
             with self._memory.peak() as peak:
-                call()
-                self._pipeline.synchronize()
-            best = float("inf")
-            for _ in range(_REPEATS):
-                start = time.perf_counter()
-                call()
-                self._pipeline.synchronize()
-                best = min(best, time.perf_counter() - start)
+                self._seconds(call)
+            seconds = [self._seconds(call)]
+            while len(seconds) < _REPEATS and sum(seconds) < patience:
+                seconds.append(self._seconds(call))
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
         else:
-            return best, peak.bytes
+            return min(seconds), peak.bytes
         # Only now, with the error gone, is what its frames held free.
         self._memory.release()
         return None
 
+    def _seconds(self, call: Callable[[], object]) -> float:
+        start = time.perf_counter()
+        call()
+        self._pipeline.synchronize()
+        return time.perf_counter() - start
+
     def _step(self, size: Size, rows: int) -> Callable[[], object]:
+        encoded: list[tuple[torch.Tensor, torch.Tensor]] = []
+
         def call() -> object:
             pipeline = self._pipeline
-            embeds, pooled = pipeline.encode_prompts([""])
+            if not encoded:
+                # Once, in the call whose time does not count.
+                encoded.append(pipeline.encode_prompts([""]))
+            [(embeds, pooled)] = encoded
             width, height = size
             time_ids = torch.tensor([height, width, 0, 0, height, width])
             return pipeline.predict_noise(

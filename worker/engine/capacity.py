@@ -91,7 +91,8 @@ class Capacity:
         calibration = self._calibrator.measure(size, patience)
         if calibration is None:
             return self._refusal(size)
-        self._calibrations[size] = calibration
+        # Anew, not in place: other threads may be reading the old one.
+        self._calibrations = {**self._calibrations, size: calibration}
         return None
 
     def cap(self, size: Size) -> int:

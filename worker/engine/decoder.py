@@ -2,12 +2,12 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Final, TypeAlias
+from typing import TypeAlias
 
 import torch
 from PIL import Image
 
-from worker.batching import PIXEL_BUDGET, Pressure, Size, images_per_chunk
+from worker.batching import LARGEST_WHOLE, PIXEL_BUDGET, Pressure, Size, images_per_chunk
 from worker.engine.capacity import Capacity
 from worker.engine.decode import decode_pixels, to_images
 from worker.engine.memory import DoesNotFit, is_fatal, is_out_of_memory
@@ -15,10 +15,6 @@ from worker.engine.pipeline import ResidentPipeline
 from worker.engine.request import SampleKey
 from worker.engine.sample import Sample
 from worker.engine.tiles import SMALLEST_TILE, TiledDecode
-
-# An image of more pixels is decoded by tiles. One of SDXL's native size is not: what the decoder
-# makes of a tile differs a little from what it makes of the whole.
-LARGEST_WHOLE: Final = 1280 * 1280
 
 Drawn: TypeAlias = Image.Image | Exception
 
@@ -128,7 +124,14 @@ class Decoder:
             self._finish(tick, chunk, [failure])
         else:
             # One of them spoils the call: alone, it fails alone.
-            self._finish(tick, chunk, [self._alone(sample) for sample in chunk])
+            for sample in chunk:
+                drawn = self._alone(sample)
+                if isinstance(drawn, Exception) and is_out_of_memory(drawn):
+                    # It keeps its place, and its turn comes again.
+                    tick.ran_out = True
+                    self._capacity.ran_out_elsewhere()
+                else:
+                    self._finish(tick, [sample], [drawn])
         return tick
 
     def _chunk(self, first: Sample) -> list[Sample]:
@@ -144,7 +147,7 @@ class Decoder:
         except Exception as error:
             if is_fatal(error):
                 raise
-            return error
+            return error.with_traceback(None)
 
     # Tiles
 

@@ -85,7 +85,8 @@ class Denoiser:
                 raise
             ran_out = is_out_of_memory(error)
             failure = error.with_traceback(None)
-        remaining = batch.samples if batch else samples
+        failed = {sample for sample, _ in outcome.failed}
+        remaining = batch.samples if batch else [s for s in samples if s not in failed]
         if ran_out:
             outcome.starved += remaining
             rows = sum(sample.request.rows for sample in remaining)
@@ -107,7 +108,7 @@ class Denoiser:
             except Exception as error:
                 if is_fatal(error) or is_out_of_memory(error):
                     raise
-                outcome.failed.append((sample, error))
+                outcome.failed.append((sample, error.with_traceback(None)))
         if not fed:
             return None, []
         batch = self._batches.get(size)
@@ -139,7 +140,7 @@ class Denoiser:
                     outcome.starved.append(sample)
                     outcome.tried = min(batch.rows, most_rows)
                 else:
-                    outcome.failed.append((sample, error))
+                    outcome.failed.append((sample, error.with_traceback(None)))
         for sample, is_finite in zip(advanced, _are_finite(advanced), strict=True):
             if is_finite:
                 outcome.advanced.append(sample)
@@ -156,6 +157,11 @@ def _are_finite(samples: list[Sample]) -> list[bool]:
     """Which samples' latents hold neither NaN nor infinity; one look at the device for all."""
     if not samples:
         return []
-    latents = torch.cat([sample.latents for sample in samples])
-    flags: list[bool] = torch.isfinite(latents).flatten(1).all(1).tolist()
-    return flags
+    try:
+        latents = torch.cat([sample.latents for sample in samples])
+        flags: list[bool] = torch.isfinite(latents).flatten(1).all(1).tolist()
+        return flags
+    except Exception as error:
+        if is_fatal(error) or not is_out_of_memory(error):
+            raise
+    return [bool(torch.isfinite(sample.latents).all()) for sample in samples]

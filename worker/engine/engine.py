@@ -56,6 +56,8 @@ class Engine:
         self._entries: dict[SampleKey, Entry] = {}
         # Whether admission waits for somebody to leave, memory being too short for more.
         self._is_full = False
+        # The sample that ran out of memory last, alone and at one row.
+        self._short: Entry | None = None
         self._events: list[EngineEvent] = []
         self._tick = TickRecorder()
 
@@ -153,42 +155,63 @@ class Engine:
             ahead = self._batcher.heads(_ENCODE_AHEAD)
             with suppress(Exception):
                 self._prompts.warm(entry.request for entry in (*fresh, *ahead))
-            for entry in fresh:
-                self._start(entry)
+            self._start(fresh)
             self._pipeline.synchronize()
 
     def _measure(self) -> None:
         """Measure sizes that are new, and turn away those of which not even a row fits."""
         for size in {entry.size for entry in self._entries.values() if entry.sample is None}:
-            refusal = self.capacity.learn(size) or self.capacity.refuse(size)
+            refusal = self._learn(size) or self.capacity.refuse(size)
             if refusal is not None:
                 for entry in [e for e in self._entries.values() if e.size == size]:
                     if entry.sample is None:
                         self._fail(entry, refusal)
 
-    def _start(self, entry: Entry) -> None:
+    def _learn(self, size: Size) -> Exception | None:
+        """Measure ``size`` if it is new; why it cannot be drawn, if the model itself says so."""
         try:
-            positive, negative = self._prompts.conditioning(entry.request)
-            entry.sample = Sample(entry.request, self._pipeline, positive, negative)
-            return
+            return self.capacity.learn(size)
         except Exception as error:
             if is_fatal(error):
                 raise
-            failure = error.with_traceback(None)
-        if is_out_of_memory(failure):
+            return error.with_traceback(None)
+
+    def _start(self, entries: list[Entry]) -> None:
+        for i, entry in enumerate(entries):
+            failure = self._begin(entry)
+            if failure is None:
+                continue
+            if not is_out_of_memory(failure):
+                self._fail(entry, failure)
+                continue
             self._tick.out_of_memory += 1
             self.capacity.ran_out_elsewhere()
+            for later in reversed(entries[i + 1 :]):
+                self._batcher.put_back(later.key)
             self._starve(entry)
-        else:
-            self._fail(entry, failure)
+            return
+
+    def _begin(self, entry: Entry) -> Exception | None:
+        """Make an entry's sample; why that went wrong, if it did."""
+        try:
+            positive, negative = self._prompts.conditioning(entry.request)
+            entry.sample = Sample(entry.request, self._pipeline, positive, negative)
+        except Exception as error:
+            if is_fatal(error):
+                raise
+            return error.with_traceback(None)
+        return None
 
     # Denoising
 
     def _denoise(self, size: Size) -> None:
+        # What fitted when these were admitted may do so no longer.
+        cap = self.capacity.cap(size)
+        self._tick.put_back += len(self._batcher.shrink(size, cap))
         samples = [e.sample for e in self._batcher.members(size) if e.sample is not None]
         if not samples:
             return
-        outcome = self._denoiser.step(size, samples, self.capacity.cap(size), self._tick)
+        outcome = self._denoiser.step(size, samples, cap, self._tick)
         for sample, error in outcome.failed:
             self._fail(self._entries[sample.key], error)
         for sample in outcome.advanced:
@@ -204,15 +227,20 @@ class Engine:
         most = self.capacity.ran_out(size, outcome.tried)
         gone = self._batcher.shrink(size, most)
         self._tick.put_back += len(gone)
-        if outcome.tried == 1:
+        if outcome.tried == 1 and not gone:
             # There is no less than one row.
-            for sample in outcome.starved:
+            for sample in reversed(outcome.starved):
                 self._starve(self._entries[sample.key])
 
     def _starve(self, entry: Entry) -> None:
-        """There was no memory for a sample: it waits for others to leave, or fails."""
-        if self.in_flight > 1:
-            self._is_full = True
+        """There was no memory for a sample: it waits for others to leave.
+
+        One that is alone is tried once more, and then fails.
+        """
+        is_alone = self.in_flight == 1
+        if not is_alone or self._short is not entry:
+            self._is_full = not is_alone
+            self._short = entry if is_alone else self._short
             self._batcher.put_back(entry.key)
             self._tick.put_back += 1
             return
@@ -252,6 +280,7 @@ class Engine:
 
     def _leave(self, entry: Entry) -> None:
         self._is_full = False
+        self._short = None
         if entry.sample is not None and entry.sample in self._decoder:
             self._decoder.remove(entry.sample)
         else:

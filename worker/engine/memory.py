@@ -10,8 +10,16 @@ import torch
 # Left to the driver, to fragmentation and to other programs on the card.
 RESERVE_BYTES: Final = 256 * 2**20
 
-_CPU_MESSAGE: Final = "can't allocate memory"
-_CUBLAS_MESSAGE: Final = "CUBLAS_STATUS_ALLOC_FAILED"
+# What libraries say that torch's own allocator does not ask for memory: a CPU's, cuBLAS, cuDNN,
+# which finds no engine where it gets no workspace, and the driver as it loads a kernel.
+_MESSAGES: Final = (
+    "can't allocate memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUBLAS_STATUS_NOT_INITIALIZED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "unable to find an engine to execute this computation",
+    "CUDA error: out of memory",
+)
 
 
 class DoesNotFit(Exception):
@@ -109,14 +117,12 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether ``error`` says that there is not enough memory."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    return isinstance(error, RuntimeError) and any(
-        message in str(error) for message in (_CPU_MESSAGE, _CUBLAS_MESSAGE)
-    )
+    return isinstance(error, RuntimeError) and any(message in str(error) for message in _MESSAGES)
 
 
 def is_fatal(error: BaseException) -> bool:
     """Whether the device is lost to this process, so that every further call would fail too."""
-    return isinstance(error, torch.AcceleratorError)
+    return isinstance(error, torch.AcceleratorError) and not is_out_of_memory(error)
 
 
 def gib(size: int) -> str:

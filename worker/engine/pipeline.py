@@ -42,6 +42,7 @@ class ResidentPipeline:
         if self._vae.config.force_upcast and self._vae.dtype == torch.float16:
             # Such a VAE overflows in fp16. diffusers casts it to and fro around each call.
             self._vae.to(torch.float32)
+        self._vae_dtype: torch.dtype = self._vae.dtype
         self._run_unet = speed_up(pipeline, speed_ups)
 
     @classmethod
@@ -92,17 +93,17 @@ class ResidentPipeline:
     @property
     def vae_is_half(self) -> bool:
         """Whether the VAE computes in fp16, where it may overflow."""
-        return bool(self._vae.dtype == torch.float16)
+        return bool(self._vae_dtype == torch.float16)
 
     @contextmanager
     def vae_in_float32(self) -> Iterator[None]:
         """Let the VAE compute in fp32 inside the context; its weights take twice the memory."""
-        dtype = self._vae.dtype
-        self._vae.to(torch.float32)
         try:
+            self._vae.to(torch.float32)
             yield
         finally:
-            self._vae.to(dtype)
+            # Also where the cast itself ran out of memory halfway.
+            self._vae.to(self._vae_dtype)
 
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
         """Channels, height and width of the latents of an image of ``width`` by ``height`` pixels.

@@ -28,6 +28,7 @@ class FakeCudaMemory:
         self.step = step
         self.decode = decode
         self.released = 0
+        self.refused = 0
         self.rows: list[int] = []
         self._peak = 0
 
@@ -66,5 +67,6 @@ class FakeCudaMemory:
 
     def _take(self, size: int) -> None:
         if size > self.free:
+            self.refused += 1
             raise torch.OutOfMemoryError(MESSAGE)
         self._peak = max(self._peak, size)

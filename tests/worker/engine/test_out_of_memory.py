@@ -11,6 +11,7 @@ from tests.worker.engine.support import images, largest_difference, run, sample
 from worker.engine import Capacity, DoesNotFit, Engine, Failed, Finished, Progress, ResidentPipeline
 from worker.engine.conditioning import PromptCache
 from worker.engine.denoise import Batch
+from worker.engine.memory import is_fatal, is_out_of_memory
 from worker.engine.sample import Sample
 
 PIXELS = 32 * 32
@@ -224,6 +225,83 @@ def test_a_decoder_short_of_memory_takes_fewer_images_then_tiles(
     for key, image in tiled.items():
         assert image.size == (128, 96)
         assert largest_difference(image, whole[key]) < 60, key
+
+
+def test_memory_that_falls_to_a_row_fails_nobody_who_fits_alone(
+    pipeline: ResidentPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cap falls below what is in the group, and a call of one row runs out once as well."""
+    requests = [sample(f"{i}", guidance_scale=1.0, num_inference_steps=4, seed=i) for i in range(4)]
+    sound = images(run(Engine(pipeline, max_rows=8), requests))
+    memory = FakeCudaMemory(free=8 * PIXELS, step=1)
+    memory.install(pipeline, monkeypatch)
+    capacity = Capacity.measuring(pipeline, most=8)
+    monkeypatch.setattr(capacity, "_memory", memory)
+    monkeypatch.setattr(capacity._calibrator, "_memory", memory)
+    capacity.learn((32, 32), patience=30)
+    engine = Engine(pipeline, capacity=capacity)
+    for request in requests:
+        engine.add(request)
+    events = engine.step()
+    memory.free = PIXELS
+    monkeypatch.setattr(pipeline, "predict_noise", failing_once(pipeline.predict_noise, 1))
+    drawn = images(events + run(engine))
+    assert sorted(drawn) == sorted(sound)
+    assert all(largest_difference(drawn[key], sound[key]) <= 1 for key in sound)
+
+
+def test_a_single_row_that_fails_beside_waiting_ones_is_tried_again_first(
+    pipeline: ResidentPipeline, undisturbed: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = 0
+    predict_noise = pipeline.predict_noise
+
+    def spoilt_then_short(latents: torch.Tensor, *args: torch.Tensor) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            raise RuntimeError("the batch is spoilt")
+        # Each is then tried alone: "b" takes one row.
+        return ran_out() if calls == 3 else predict_noise(latents, *args)
+
+    monkeypatch.setattr(pipeline, "predict_noise", spoilt_then_short)
+    events, shortages, _ = drawn_with_troubles(Engine(pipeline, max_rows=16))
+    check_that_all_are_as_undisturbed(events, undisturbed)
+    assert shortages == 1
+
+
+def test_a_new_size_that_the_model_refuses_fails_its_requests_only(
+    pipeline: ResidentPipeline, undisturbed: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predict_noise = pipeline.predict_noise
+
+    def only_square(latents: torch.Tensor, *args: torch.Tensor) -> torch.Tensor:
+        if latents.shape[2] != latents.shape[3]:
+            raise RuntimeError("no such kernel")
+        return predict_noise(latents, *args)
+
+    monkeypatch.setattr(pipeline, "predict_noise", only_square)
+    engine = Engine(pipeline, capacity=Capacity.measuring(pipeline, most=8))
+    engine.add(sample("wide", width=128))
+    events, _, _ = drawn_with_troubles(engine)
+    [failed] = [event for event in events if isinstance(event, Failed)]
+    assert (failed.key, str(failed.error)) == ("wide", "no such kernel")
+    check_that_all_are_as_undisturbed([e for e in events if e is not failed], undisturbed)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError(MESSAGE),
+        torch.AcceleratorError("CUDA error: out of memory"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"),
+        MemoryError(),
+    ],
+)
+def test_every_library_has_its_own_words_for_it(error: Exception) -> None:
+    assert is_out_of_memory(error)
+    assert not is_fatal(error)
 
 
 def test_prompts_that_ran_out_of_memory_together_are_encoded_one_by_one(

@@ -244,6 +244,8 @@ def test_memory_that_falls_to_a_row_fails_nobody_who_fits_alone(
         engine.add(request)
     events = engine.step()
     memory.free = PIXELS
+    events += engine.step()
+    assert (engine.last_tick.samples, engine.waiting) == (1, 3)
     monkeypatch.setattr(pipeline, "predict_noise", failing_once(pipeline.predict_noise, 1))
     drawn = images(events + run(engine))
     assert sorted(drawn) == sorted(sound)
@@ -261,8 +263,8 @@ def test_a_single_row_that_fails_beside_waiting_ones_is_tried_again_first(
         calls += 1
         if calls == 1:
             raise RuntimeError("the batch is spoilt")
-        # Each is then tried alone: "b" takes one row.
-        return ran_out() if calls == 3 else predict_noise(latents, *args)
+        # Each is then tried alone, "b" last: it takes one row.
+        return ran_out() if calls == 5 else predict_noise(latents, *args)
 
     monkeypatch.setattr(pipeline, "predict_noise", spoilt_then_short)
     events, shortages, _ = drawn_with_troubles(Engine(pipeline, max_rows=16))

@@ -1,6 +1,7 @@
 """How many rows a U-Net call may have: what pays, what fits, and what went wrong before."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Final
 
 from worker.batching import Pressure, Size, StepCurve, curve_at, nearest_size, profitable_rows
@@ -12,6 +13,9 @@ from worker.engine.pipeline import ResidentPipeline
 # Sizes whose numbers of pixels differ by less share a measurement: a call takes about as long, and
 # clients that ask for ever new sizes do not keep the worker measuring.
 _ALIKE: Final = 0.12
+
+# Sizes whose derived curve is kept at hand.
+_REMEMBERED_SIZES: Final = 64
 
 # Seconds a measurement may take: at the start nobody waits, later everybody in flight does.
 START_PATIENCE: Final = 15.0
@@ -51,6 +55,9 @@ class Capacity:
         self._calibrations: dict[Size, Calibration] = {}
         self._pressure: Pressure[Size] = Pressure()
         self._available: int | None = self._memory.available()
+        self._curve_at: Callable[[Size], StepCurve]
+        self._rows_at: Callable[[Size], int]
+        self._forget_derived()
 
     @classmethod
     def measuring(
@@ -90,9 +97,10 @@ class Capacity:
             return None
         calibration = self._calibrator.measure(size, patience)
         if calibration is None:
-            return self._refusal(size)
+            return self.refusal(size)
         # Anew, not in place: other threads may be reading the old one.
         self._calibrations = {**self._calibrations, size: calibration}
+        self._forget_derived()
         return None
 
     def cap(self, size: Size) -> int:
@@ -132,7 +140,7 @@ class Capacity:
         needed = self.needs(size, 1)
         if needed is None or self._available is None or needed <= self._available:
             return None
-        return self._refusal(size)
+        return self.refusal(size)
 
     def ran_out(self, size: Size, rows: int) -> int:
         """Memory ran out in a call of ``rows`` rows; the most to try from now on."""
@@ -148,24 +156,34 @@ class Capacity:
         """A call went through."""
         self._pressure.went_well(size)
 
-    def _refusal(self, size: Size) -> DoesNotFit:
+    def refusal(self, size: Size) -> DoesNotFit:
+        """That an image of ``size`` does not fit, with what it needs and what there is."""
         width, height = size
         return DoesNotFit(f"{width}x{height} px", self.needs(size, 1), self._available)
 
     def _profitable(self, size: Size) -> int | None:
-        curve = self._curve(size)
-        if curve is None:
-            return self._most
-        return profitable_rows(curve, self._most, self._target_seconds)
+        return self._rows_at(size) if self._calibrations else self._most
 
     def _fitting(self, size: Size) -> int | None:
         per_row = self.needs(size, 1)
         return None if not per_row or self._available is None else self._available // per_row
 
     def _curve(self, size: Size) -> StepCurve | None:
-        if not self._calibrations:
-            return None
-        return curve_at(size, {known: c.curve for known, c in self._calibrations.items()})
+        return self._curve_at(size) if self._calibrations else None
+
+    def _forget_derived(self) -> None:
+        """Derive curves and rows anew from what is measured by now; every tick asks for them."""
+        curves = {size: calibration.curve for size, calibration in self._calibrations.items()}
+
+        @lru_cache(_REMEMBERED_SIZES)
+        def curve(size: Size) -> StepCurve:
+            return curve_at(size, curves)
+
+        @lru_cache(_REMEMBERED_SIZES)
+        def rows(size: Size) -> int:
+            return profitable_rows(curve(size), self._most, self._target_seconds)
+
+        self._curve_at, self._rows_at = curve, rows
 
     def _bytes_per_row_pixel(self, size: Size) -> float | None:
         if not self._calibrations:

@@ -12,7 +12,7 @@ from worker.engine.decoder import Decoder
 from worker.engine.denoiser import Denoiser, StepOutcome
 from worker.engine.entry import Entry
 from worker.engine.events import EngineEvent, Failed, Finished, Progress
-from worker.engine.memory import DoesNotFit, is_fatal, is_out_of_memory
+from worker.engine.memory import is_fatal, is_out_of_memory
 from worker.engine.pipeline import ResidentPipeline
 from worker.engine.request import SampleKey, SampleRequest
 from worker.engine.sample import Sample
@@ -244,9 +244,7 @@ class Engine:
             self._batcher.put_back(entry.key)
             self._tick.put_back += 1
             return
-        width, height = entry.size
-        needed = self.capacity.needs(entry.size, 1)
-        self._fail(entry, DoesNotFit(f"{width}x{height} px", needed, self.capacity.available))
+        self._fail(entry, self.capacity.refusal(entry.size))
 
     def _note_step(self, sample: Sample) -> None:
         if sample.completed_step:

@@ -11,10 +11,11 @@ from koala.curves import DeviceCurves, SizeCurve
 from koala.errors import ModelNotFound
 from koala.settings import Settings
 from worker.batching import Size
-from worker.engine import Engine, ModelLoadError, ResidentPipeline, SampleRequest
+from worker.engine import Engine, ResidentPipeline, SampleRequest
 from worker.engine.calibrate import Calibrator
 from worker.engine.capacity import START_PATIENCE
 from worker.engine.memory import memory_of
+from worker.model import CannotLoad, load
 
 # Steps over which the time between U-Net calls is measured.
 _STEPS: Final = 20
@@ -38,17 +39,11 @@ def run(settings: Settings, sizes: Sequence[Size], output: Path) -> DeviceCurves
             wrong = card.size_error(*size)
             if wrong is not None:
                 raise CannotMeasure(f"--size: {size[0]}x{size[1]}: {wrong}.")
-        pipeline = ResidentPipeline.load(
-            card.source,
-            revision=card.revision,
-            device=settings.device,
-            scheduler_overrides=card.scheduler_overrides,
-            torch_threads=settings.torch_threads,
-        )
+        pipeline = load(settings, card)
     except ModelNotFound as error:
         raise CannotMeasure(error.message) from None
-    except ModelLoadError as error:
-        raise CannotMeasure(" ".join(str(error).split())) from None
+    except CannotLoad as error:
+        raise CannotMeasure(str(error)) from None
     curves = DeviceCurves(
         name=f"{card.id} on {pipeline.device}",
         tick_overhead_seconds=_overhead(pipeline, sizes[0], card.guidance_scale),

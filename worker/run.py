@@ -20,20 +20,14 @@ from koala.errors import ModelNotFound
 from koala.settings import Settings
 from koala.store import ImageStore
 from worker.admission import ServedModel
-from worker.engine import (
-    START_PATIENCE,
-    Capacity,
-    Engine,
-    ModelLoadError,
-    ResidentPipeline,
-    SpeedUps,
-)
+from worker.engine import START_PATIENCE, Capacity, Engine, ResidentPipeline
 from worker.flight import Flight
 from worker.gallery import Gallery
 from worker.images import ImageMetadata
 from worker.inflight import InflightWorker
 from worker.measurements import measured_sizes
 from worker.metrics import WorkerMetrics
+from worker.model import CannotLoad, load
 
 log = structlog.get_logger()
 
@@ -51,7 +45,7 @@ def run(settings: Settings) -> int:
     try:
         card = _find(settings)
         connection = _reach_redis(settings)
-        pipeline = _load(settings, card)
+        pipeline = load(settings, card)
         engine = Engine(pipeline, capacity=_measure(settings, card, pipeline))
         metrics = WorkerMetrics()
         metrics_url = _serve(metrics, settings)
@@ -59,7 +53,7 @@ def run(settings: Settings) -> int:
         log.info("ready", worker=worker.name, model=card.id, metrics=metrics_url)
         worker.work()
         return 0 if worker.is_stopping else 1
-    except CannotStart as error:
+    except (CannotStart, CannotLoad) as error:
         print(f"koala: {error}", file=sys.stderr)
         return 1
     except redis.RedisError as error:
@@ -88,26 +82,6 @@ def _reach_redis(settings: Settings) -> redis.Redis:
     except redis.RedisError as error:
         raise CannotStart(f"No Redis for the worker: {error}") from None
     return connection
-
-
-def _load(settings: Settings, card: ModelCard) -> ResidentPipeline:
-    try:
-        return ResidentPipeline.load(
-            card.source,
-            revision=card.revision,
-            device=settings.device,
-            dtype=settings.dtype,
-            scheduler_overrides=card.scheduler_overrides,
-            torch_threads=settings.torch_threads,
-            speed_ups=SpeedUps(
-                channels_last=settings.channels_last,
-                fuse_qkv=settings.fuse_qkv,
-                compile=settings.compile,
-                most_rows=settings.max_batch_rows,
-            ),
-        )
-    except ModelLoadError as error:
-        raise CannotStart(" ".join(str(error).split())) from None
 
 
 def _measure(settings: Settings, card: ModelCard, pipeline: ResidentPipeline) -> Capacity:

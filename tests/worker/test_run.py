@@ -22,7 +22,8 @@ from koala.workers import WorkerAd
 from tests.support import spec
 from tests.worker.engine.support import without_compiler
 from tests.worker.rig import Rig
-from worker.run import _load, run
+from worker.model import load
+from worker.run import run
 
 Start = Callable[..., subprocess.Popen[bytes]]
 
@@ -193,7 +194,7 @@ def test_a_taken_metrics_port_is_one_line(
 def test_the_speed_ups_that_the_settings_ask_for_reach_the_model(settings: Settings) -> None:
     changes = {"dtype": "bfloat16", "channels_last": True, "fuse_qkv": True}
     card = resolve("koala-demo")
-    plain, fast = _load(settings, card), _load(settings.model_copy(update=changes), card)
+    plain, fast = load(settings, card), load(settings.model_copy(update=changes), card)
     assert (plain.dtype, fast.dtype) == (torch.float32, torch.bfloat16)
     kernel = fast._unet.conv_in.weight
     assert kernel.is_contiguous(memory_format=torch.channels_last)

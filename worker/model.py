@@ -1,0 +1,34 @@
+"""Loads the model as the settings ask for it, for the worker and for the measurement."""
+
+from koala.catalogue import ModelCard
+from koala.settings import Settings
+from worker.engine import ModelLoadError, ResidentPipeline, SpeedUps
+
+
+class CannotLoad(Exception):
+    """The model cannot be loaded; the message says why, in one line."""
+
+
+def load(settings: Settings, card: ModelCard) -> ResidentPipeline:
+    """The model of ``card``, on the device and in the number format that ``settings`` name.
+
+    Raises:
+        CannotLoad: It cannot be loaded.
+    """
+    try:
+        return ResidentPipeline.load(
+            card.source,
+            revision=card.revision,
+            device=settings.device,
+            dtype=settings.dtype,
+            scheduler_overrides=card.scheduler_overrides,
+            torch_threads=settings.torch_threads,
+            speed_ups=SpeedUps(
+                channels_last=settings.channels_last,
+                fuse_qkv=settings.fuse_qkv,
+                compile=settings.compile,
+                most_rows=settings.max_batch_rows,
+            ),
+        )
+    except ModelLoadError as error:
+        raise CannotLoad(" ".join(str(error).split())) from None

@@ -68,6 +68,32 @@ class InvalidRequest(KoalaError):
     default_code = "invalid_value"
 
 
+class Unauthorized(KoalaError):
+    """No API key, or one that is not known here."""
+
+    status = 401
+    type = "invalid_request_error"
+    default_code = "invalid_api_key"
+    should_retry = False
+
+
+class PermissionDenied(KoalaError):
+    """The API key may not do this."""
+
+    status = 403
+    type = "invalid_request_error"
+    default_code = "insufficient_permissions"
+    should_retry = False
+
+
+class IdempotencyConflict(InvalidRequest):
+    """The ``Idempotency-Key`` was used before, with another body."""
+
+    status = 422
+    default_code = "idempotency_key_reused"
+    should_retry = False
+
+
 class PayloadTooLarge(InvalidRequest):
     """The request body is over ``KOALA_MAX_BODY_BYTES``."""
 
@@ -114,6 +140,14 @@ class MethodNotAllowed(InvalidRequest):
     default_code = "method_not_allowed"
 
 
+class RateLimited(KoalaError):
+    """The API key sends more requests than ``KOALA_RATE_LIMIT`` allows."""
+
+    status = 429
+    type = "rate_limit_error"
+    default_code = "rate_limit_exceeded"
+
+
 class QueueFull(KoalaError):
     """Admission refused: ``KOALA_MAX_QUEUED`` jobs are waiting already."""
 
@@ -127,6 +161,13 @@ class JobFailed(KoalaError):
 
     default_code = "generation_failed"
     should_retry = False
+
+
+class DeadlineExceeded(JobFailed):
+    """The job could not be done by its ``deadline_seconds``."""
+
+    status = 504
+    default_code = "deadline_exceeded"
 
 
 class JobCancelled(KoalaError):

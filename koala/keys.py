@@ -36,6 +36,10 @@ class Keys:
         """Sorted set of all known job ids by time of creation."""
         return f"koala:{self.queue}:jobs"
 
+    def index_of(self, owner: str) -> str:
+        """The same for the jobs of one owner."""
+        return f"{self.index}:{owner}"
+
     @property
     def leases(self) -> str:
         """Sorted set of claimed job ids by the time their lease ends (ms)."""
@@ -60,6 +64,11 @@ class Keys:
     def progress(self) -> str:
         """The same for steps, which come too often for those who only wait for an end."""
         return f"koala:{self.queue}:progress"
+
+    @property
+    def outbox(self) -> str:
+        """Sorted set of ended jobs whose webhook is due, by the time of the next try (s)."""
+        return f"koala:{self.queue}:outbox"
 
     def events(self, job_id: str) -> str:
         """The stream of one job's events."""

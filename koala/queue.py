@@ -24,7 +24,8 @@ from koala.spec import JobError, JobRecord, JobResult, JobSpec, Progress
 from koala.states import JobState, from_rq
 
 # Admission in one step: two callers can never both take the last place.
-# KEYS: job hash, pending list, intermediate list, index, rq's set of queues, event stream
+# KEYS: job hash, pending list, intermediate list, index, rq's set of queues, event stream,
+#       the owner's index
 # ARGV: limit, job id, unix time, event ttl, event type, event data, wake channel,
 #       then field, value, ... of the job hash
 # Returns {1, jobs ahead} when admitted, {0, jobs waiting} when full, {2, 0} when the id exists.
@@ -34,6 +35,8 @@ local waiting = redis.call('LLEN', KEYS[2])
 if waiting + redis.call('LLEN', KEYS[3]) >= tonumber(ARGV[1]) then return {0, waiting} end
 redis.call('HSET', KEYS[1], unpack(ARGV, 8))
 redis.call('ZADD', KEYS[4], ARGV[3], ARGV[2])
+redis.call('ZADD', KEYS[7], ARGV[3], ARGV[2])
+redis.call('EXPIRE', KEYS[7], ARGV[4])
 redis.call('SADD', KEYS[5], KEYS[2])
 redis.call('XADD', KEYS[6], '*', 'type', ARGV[5], 'data', ARGV[6])
 redis.call('EXPIRE', KEYS[6], ARGV[4])
@@ -87,6 +90,7 @@ class JobQueue:
                 self.keys.index,
                 "rq:queues",
                 self.keys.events(job.id),
+                self.keys.index_of(spec.owner),
             ],
             args=[
                 self._settings.max_queued,
@@ -130,21 +134,24 @@ class JobQueue:
             )
         return record
 
-    async def newest(self, limit: int, after: str | None = None) -> list[JobRecord]:
+    async def newest(
+        self, limit: int, after: str | None = None, owner: str | None = None
+    ) -> list[JobRecord]:
         """The newest jobs first, at most ``limit``, beginning behind the job ``after``.
+
+        ``owner`` leaves out all jobs but that owner's.
 
         Raises:
             JobNotFound: ``after`` is no job.
         """
+        index = self.keys.index if owner is None else self.keys.index_of(owner)
         start = 0
         if after is not None:
-            rank = cast(int | None, await self._redis.zrevrank(self.keys.index, after))
+            rank = cast(int | None, await self._redis.zrevrank(index, after))
             if rank is None:
                 raise JobNotFound(f"There is no job {after[:80]!r} to list from.", param="after")
             start = rank + 1
-        ids = cast(
-            list[bytes], await self._redis.zrevrange(self.keys.index, start, start + limit - 1)
-        )
+        ids = cast(list[bytes], await self._redis.zrevrange(index, start, start + limit - 1))
         records = await self._read([job_id.decode() for job_id in ids])
         return [record for record in records if record is not None]
 

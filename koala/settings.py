@@ -6,7 +6,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import ByteSize, Field, model_validator
+from pydantic import ByteSize, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 # A Unix socket's address holds 108 bytes on Linux, 104 on macOS.
@@ -100,8 +100,21 @@ class Settings(BaseSettings):
         description="Port of the first worker's `/metrics`, the next ones count up; "
         "0 picks free ones.",
     )
+    api_keys: SecretStr | None = Field(
+        None,
+        description="API keys, separated by commas, each `secret` or `name:secret`; every one may "
+        "do everything. For less see `koala keys`.",
+    )
+    api_keys_file: Path | None = Field(
+        None, description="File of hashed API keys, as `koala keys` writes it."
+    )
     allow_anonymous: bool = Field(
         False, description="Listen on other than loopback addresses although nobody logs in."
+    )
+    cors_origins: str | None = Field(
+        None,
+        description="Origins whose pages may call the API from a browser, separated by commas; "
+        "`*`: all. Unset: none.",
     )
     public_url: str | None = Field(
         None,
@@ -114,6 +127,18 @@ class Settings(BaseSettings):
     max_queued: int = Field(
         256, ge=1, le=100_000, description="Most jobs waiting in the queue; past it, a 429."
     )
+    max_queued_per_key: int | None = Field(
+        None,
+        ge=1,
+        le=100_000,
+        description="Most jobs of one API key waiting in the queue; past it, a 429. "
+        "Unset: as many as fit.",
+    )
+    rate_limit: str | None = Field(
+        None,
+        description="Generation requests that each API key may send, such as `60/minute` or "
+        "`5/second;1000/day`; past it, a 429. Unset: no limit.",
+    )
     max_prompt_chars: int = Field(
         4000, ge=1, le=32_000, description="Longest prompt and negative prompt, in characters."
     )
@@ -125,6 +150,14 @@ class Settings(BaseSettings):
     )
     result_ttl: int = Field(
         86_400, ge=1, le=31_536_000, description="Seconds that a job and its result are kept."
+    )
+    webhook_secret: SecretStr | None = Field(
+        None,
+        description="Secret that signs webhooks, `whsec_` and base64 of 24 to 64 bytes. "
+        "Unset: requests with a `webhook_url` are refused.",
+    )
+    webhook_allow_private: bool = Field(
+        False, description="Deliver webhooks to private and loopback addresses too."
     )
     lease_seconds: float = Field(
         8.0,

@@ -1,8 +1,9 @@
 """What travels through the queue: a job's spec on the way in, its result on the way out."""
 
+import hashlib
+import secrets
 from datetime import datetime
 from typing import Final, Literal
-from uuid import uuid4
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -11,9 +12,30 @@ from koala.schedulers import SchedulerName
 OutputFormat = Literal["png", "jpeg", "webp"]
 ResponseFormat = Literal["url", "b64_json"]
 Quality = Literal["low", "medium", "high", "xhigh", "max"]
+Priority = Literal["high", "normal", "low"]
 
 # The largest integer that JSON readers with double precision keep exact.
 MAX_SEED: Final = 2**53 - 1
+
+
+_OWNER_DIGITS: Final = 8
+
+
+def new_images_id(owner: str = "") -> str:
+    """A name for a job's images that nobody can guess and that tells whose they are.
+
+    32 hexadecimal digits: the first 8 are of the owner's digest, the others (96 bits) are random.
+    """
+    return _owner_digits(owner) + secrets.token_hex(12)
+
+
+def is_owners_image(name: str, owner: str) -> bool:
+    """Whether the image ``name`` belongs to a job of ``owner``."""
+    return name.startswith(_owner_digits(owner))
+
+
+def _owner_digits(owner: str) -> str:
+    return hashlib.sha256(owner.encode()).hexdigest()[:_OWNER_DIGITS]
 
 
 class _Frozen(BaseModel):
@@ -25,8 +47,10 @@ class JobSpec(_Frozen):
 
     Image ``i`` of ``n`` is drawn with seed ``seed + i``, so that any of them can be had again
     alone. ``width`` and ``height`` are pixels. A ``scheduler`` of ``None`` is the model's own: the
-    worker knows it. ``images_id`` is random, so that image names cannot be guessed, and fixed per
-    job, so that a second run overwrites the first one's files.
+    worker knows it. ``images_id`` cannot be guessed (:func:`new_images_id`) and is fixed per
+    job, so that a second run overwrites the first one's files. ``owner`` is the name of the API key
+    that the request came with, empty where nobody logs in. After ``deadline`` (Unix time in
+    seconds) nobody wants the images any more.
     """
 
     prompt: str
@@ -44,7 +68,11 @@ class JobSpec(_Frozen):
     quality: Quality = "medium"
     response_format: ResponseFormat = "url"
     user: str | None = None
-    images_id: str = Field(default_factory=lambda: uuid4().hex, pattern=r"^[0-9a-f]{32}$")
+    owner: str = ""
+    priority: Priority = "normal"
+    deadline: float | None = Field(None, ge=0)
+    webhook_url: str | None = None
+    images_id: str = Field(default_factory=new_images_id, pattern=r"^[0-9a-f]{32}$")
 
     def image_name(self, index: int) -> str:
         """The name of image ``index`` (from 0) in the image store."""

@@ -1,13 +1,14 @@
 """From a request to a job: defaults filled in, and all checked that depends on the model."""
 
 import secrets
+import time
 from typing import Final
 
 from koala.catalogue import ModelCard
 from koala.errors import InvalidRequest, ModelNotFound
 from koala.schedulers import SCHEDULERS
 from koala.settings import Settings
-from koala.spec import MAX_SEED, JobSpec, Quality
+from koala.spec import MAX_SEED, JobSpec, Quality, new_images_id
 from service.requests import GenerationRequest, RequestQuality
 
 _QUALITY: Final[dict[RequestQuality, Quality]] = {
@@ -22,8 +23,10 @@ _QUALITY: Final[dict[RequestQuality, Quality]] = {
 }
 
 
-def plan(request: GenerationRequest, card: ModelCard, settings: Settings) -> JobSpec:
-    """The job that honours ``request``.
+def plan(
+    request: GenerationRequest, card: ModelCard, settings: Settings, owner: str = ""
+) -> JobSpec:
+    """The job that honours ``request``, which came with the API key called ``owner``.
 
     Raises:
         ModelNotFound: The request names a model other than ``card``.
@@ -63,6 +66,10 @@ def plan(request: GenerationRequest, card: ModelCard, settings: Settings) -> Job
         quality=quality,
         response_format=request.response_format or "url",
         user=request.safety_identifier or request.user or None,
+        owner=owner,
+        images_id=new_images_id(owner),
+        priority=request.priority or "normal",
+        deadline=_deadline(request.deadline_seconds),
     )
 
 
@@ -169,6 +176,10 @@ def _seed(seed: int | None, n: int) -> int:
             param="seed",
         )
     return seed
+
+
+def _deadline(seconds: float | None) -> float | None:
+    return None if seconds is None else time.time() + seconds
 
 
 def _compression(request: GenerationRequest) -> int:

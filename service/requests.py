@@ -12,9 +12,11 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetCoreSchema
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from koala.schedulers import SCHEDULERS, canonical_name
-from koala.spec import MAX_SEED, OutputFormat, ResponseFormat
+from koala.spec import MAX_SEED, OutputFormat, Priority, ResponseFormat
 
 RequestQuality = Literal["low", "medium", "high", "xhigh", "max", "auto", "standard", "hd"]
+
+MAX_DEADLINE_SECONDS: Final = 86_400
 
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")
 
@@ -159,4 +161,22 @@ class GenerationRequest(BaseModel):
             description=f"How noise becomes an image: {', '.join(SCHEDULERS)}; what diffusers, "
             "AUTOMATIC1111 and ComfyUI call these works too. Null: the model's own."
         ),
+    ] = None
+    priority: Annotated[
+        Priority | None,
+        Field(description="Whose turn it is among the waiting; null: normal."),
+    ] = None
+    deadline_seconds: Annotated[
+        float | None,
+        Field(
+            gt=0,
+            le=MAX_DEADLINE_SECONDS,
+            allow_inf_nan=False,
+            description="The job fails unless it is done in so many seconds; null: no deadline.",
+        ),
+        Must(f"a number of seconds above 0 and up to {MAX_DEADLINE_SECONDS}"),
+    ] = None
+    webhook_url: Annotated[
+        ShortText | None,
+        Field(description="Gets a signed POST when the job has ended."),
     ] = None

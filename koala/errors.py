@@ -149,11 +149,21 @@ class RateLimited(KoalaError):
 
 
 class QueueFull(KoalaError):
-    """Admission refused: ``KOALA_MAX_QUEUED`` jobs are waiting already."""
+    """Admission refused: as many jobs are waiting as may, in all or of this API key.
+
+    Args:
+        message: A full sentence for a person.
+        waiting: Jobs that wait.
+        code: Overrides the class's own.
+    """
 
     status = 429
     type = "rate_limit_error"
     default_code = "queue_full"
+
+    def __init__(self, message: str, *, waiting: int, code: str | None = None) -> None:
+        super().__init__(message, code=code)
+        self.waiting = waiting
 
 
 class JobFailed(KoalaError):

@@ -12,7 +12,7 @@ from typing import Any, Final, Protocol
 
 from koala.keys import Keys
 
-_MAX_EVENTS: Final = 64
+MAX_EVENTS: Final = 64
 
 
 class EventType(StrEnum):
@@ -61,7 +61,7 @@ def publish(commands: _Commands, keys: Keys, job_id: str, event: JobEvent, ttl: 
         ttl: Seconds until the whole stream expires.
     """
     stream = keys.events(job_id)
-    commands.xadd(stream, encode(event), maxlen=_MAX_EVENTS, approximate=False)
+    commands.xadd(stream, encode(event), maxlen=MAX_EVENTS, approximate=False)
     commands.expire(stream, ttl)
     channel = keys.progress if event.type is EventType.STEP else keys.wake
     commands.publish(channel, f"{job_id} {event.type}")

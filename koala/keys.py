@@ -51,6 +51,34 @@ class Keys:
         return f"koala:{self.queue}:unclaimed"
 
     @property
+    def deadlines(self) -> str:
+        """Sorted set of waiting job ids by their deadline (ms)."""
+        return f"koala:{self.queue}:deadlines"
+
+    @property
+    def fairness(self) -> str:
+        """Hash of virtual time by priority class, and of each owner's last tag; see scripts."""
+        return f"koala:{self.queue}:fairness"
+
+    def waiting_of(self, owner: str) -> str:
+        """Set of an owner's job ids in the queue."""
+        return f"koala:{self.queue}:waiting:{owner}"
+
+    def idempotency(self, owner: str, digest: str) -> str:
+        """What an owner's ``Idempotency-Key`` of that digest stands for: job id and body."""
+        return f"koala:{self.queue}:idempotency:{owner}:{digest}"
+
+    @property
+    def cancelled(self) -> str:
+        """RQ's registry of cancelled jobs by the time they expire (s)."""
+        return f"rq:canceled:{self.queue}"
+
+    @property
+    def images(self) -> str:
+        """Sorted set of ``<images id> <n> <format>`` of completed jobs by their expiry (s)."""
+        return f"koala:{self.queue}:images"
+
+    @property
     def workers(self) -> str:
         """Hash of worker name to what the worker says of itself."""
         return f"koala:{self.queue}:workers"

@@ -210,6 +210,11 @@ class Settings(BaseSettings):
         return self.image_store or str(self.data_dir.resolve() / "images")
 
     @property
+    def event_ttl(self) -> int:
+        """Seconds that a job's events are kept: while it can run, and while its result is kept."""
+        return self.result_ttl + self.job_timeout
+
+    @property
     def listens_on_loopback(self) -> bool:
         """Whether only this machine can reach the gateway."""
         if self.host == "localhost":

@@ -29,6 +29,11 @@ def new_images_id(owner: str = "") -> str:
     return _owner_digits(owner) + secrets.token_hex(12)
 
 
+def image_name(images_id: str, index: int, output_format: OutputFormat) -> str:
+    """The name of image ``index`` (from 0) of a job in the image store."""
+    return f"{images_id}-{index}.{output_format}"
+
+
 def is_owners_image(name: str, owner: str) -> bool:
     """Whether the image ``name`` belongs to a job of ``owner``."""
     return name.startswith(_owner_digits(owner))
@@ -76,7 +81,7 @@ class JobSpec(_Frozen):
 
     def image_name(self, index: int) -> str:
         """The name of image ``index`` (from 0) in the image store."""
-        return f"{self.images_id}-{index}.{self.output_format}"
+        return image_name(self.images_id, index, self.output_format)
 
     def image_seed(self, index: int) -> int:
         """The seed of image ``index`` (from 0)."""

@@ -1,7 +1,9 @@
 """The image store: a folder, or anything else that fsspec reaches."""
 
 import re
+from collections.abc import Callable
 from contextlib import suppress
+from datetime import UTC, datetime
 from typing import Final
 from uuid import uuid4
 
@@ -10,6 +12,7 @@ import fsspec
 from koala.errors import ImageNotFound
 
 IMAGE_NAME: Final = re.compile(r"[0-9a-f]{32}-\d{1,2}\.(png|jpeg|webp)")
+_HALF: Final = re.compile(rf"\.{IMAGE_NAME.pattern}\.[0-9a-f]{{8}}")
 MEDIA_TYPES: Final = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
 
 
@@ -60,6 +63,49 @@ class ImageStore:
                 f"There is no image {name!r}: it never was, or it has expired.", param="name"
             ) from None
         return data
+
+    def delete(self, name: str) -> None:
+        """Remove an image, if it is there.
+
+        Raises:
+            ValueError: ``name`` is no image name.
+            OSError: The store is read-only or out of reach.
+        """
+        if not IMAGE_NAME.fullmatch(name):
+            raise ValueError(f"not an image name: {name!r}")
+        with suppress(FileNotFoundError):
+            self._fs.rm_file(f"{self._root}/{name}")
+
+    def delete_older(self, than: datetime, keep: Callable[[str], bool]) -> list[str]:
+        """Remove images last written before ``than``, halves of images too; the names removed.
+
+        Other files are left alone.
+
+        Args:
+            than: An aware time.
+            keep: Says of an image's name that it is to stay.
+
+        Raises:
+            OSError: The store is read-only or out of reach.
+        """
+        removed = []
+        try:
+            paths = self._fs.ls(self._root, detail=False, refresh=True)
+        except FileNotFoundError:
+            return []
+        for path in paths:
+            name = path.rsplit("/", 1)[-1]
+            if not (_HALF.fullmatch(name) or (IMAGE_NAME.fullmatch(name) and not keep(name))):
+                continue
+            # Somebody else may sweep the same store.
+            with suppress(FileNotFoundError):
+                modified = self._fs.modified(path)
+                if modified.tzinfo is None:
+                    modified = modified.replace(tzinfo=UTC)
+                if modified < than:
+                    self._fs.rm_file(path)
+                    removed.append(name)
+        return removed
 
     @staticmethod
     def media_type(name: str) -> str:

@@ -45,6 +45,11 @@ class Fleet:
             return _queue_eta(record, ads)
         return None
 
+    async def seconds_to_draw(self, images: int) -> float | None:
+        """Seconds that ``images`` take at the workers' measured pace; ``None``: unknown."""
+        rate = sum(ad.images_per_second or 0.0 for ad in await self.alive())
+        return images / rate if rate else None
+
 
 def _run_eta(record: JobRecord, ads: list[WorkerAd]) -> float | None:
     paces = [ad.seconds_per_step for ad in ads if ad.seconds_per_step is not None]

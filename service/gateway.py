@@ -14,6 +14,7 @@ from koala.store import ImageStore
 from service.fleet import Fleet
 from service.hub import Hub
 from service.metrics import Metrics
+from service.retention import Retention
 
 
 class BadSetting(Exception):
@@ -31,6 +32,7 @@ class Gateway:
     hub: Hub
     fleet: Fleet
     store: ImageStore
+    retention: Retention
     metrics: Metrics = field(default_factory=Metrics)
 
     @classmethod
@@ -58,6 +60,7 @@ class Gateway:
             hub=Hub(connection, queue),
             fleet=Fleet(connection, queue.keys),
             store=store,
+            retention=Retention(connection, queue.keys, store, settings),
         )
 
     def base_url(self, request: Request) -> str:

@@ -4,6 +4,8 @@ from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from koala.cancelling import Cancelled
+
 _REQUEST_BUCKETS: Final = (
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300,
 )  # fmt: skip
@@ -29,7 +31,7 @@ class Metrics:
         )
         self.jobs_submitted = Counter(
             "koala_jobs_submitted",
-            "Generation requests by what the queue said: admitted or full.",
+            "Generation requests by what the queue said: admitted, known or full.",
             ["outcome"],
             registry=self.registry,
         )
@@ -53,7 +55,15 @@ class Metrics:
         self.workers_alive = Gauge(
             "koala_workers_alive", "Live workers of this queue.", registry=self.registry
         )
-        for outcome in ("admitted", "full"):
+        self.jobs_abandoned = Counter(
+            "koala_jobs_abandoned",
+            "Jobs whose waiting client hung up, by what became of them.",
+            ["outcome"],
+            registry=self.registry,
+        )
+        for outcome in ("admitted", "known", "full"):
             self.jobs_submitted.labels(outcome)
+        for cancelled in (Cancelled.CANCELLED, Cancelled.ASKED, Cancelled.KEPT, Cancelled.OVER):
+            self.jobs_abandoned.labels(cancelled.value)
         for response_format in ("url", "b64_json"):
             self.images_served.labels(response_format)

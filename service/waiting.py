@@ -6,7 +6,7 @@ import redis
 import structlog
 from fastapi import Request
 
-from koala.errors import QueueUnavailable
+from koala.errors import JobNotFound, QueueUnavailable
 from koala.spec import JobRecord
 from koala.states import JobState
 from service.errors import ClientGone
@@ -64,6 +64,35 @@ async def wait_for_end(
         return None
     finally:
         gone.cancel()
+
+
+async def follow(gateway: Gateway, request: Request, job_id: str, seconds: float) -> JobRecord:
+    """A job that exists, as it ends within ``seconds`` or else as it stands.
+
+    Who first asked for it may hang up from now on.
+
+    Raises:
+        ClientGone: The client hung up.
+        JobNotFound: There is no such job, or it has expired.
+    """
+    with gateway.hub.watch(job_id) as may_have_ended:
+        record = await gateway.queue.get(job_id)
+        if not seconds or is_over(record):
+            return record
+        await gateway.queue.keep(job_id)
+        ended = await wait_for_end(gateway, request, job_id, may_have_ended, seconds)
+        return ended or await gateway.queue.get(job_id)
+
+
+async def abandon(gateway: Gateway, job_id: str) -> None:
+    """Cancel the job of a client that hung up, unless somebody else knows it."""
+    try:
+        outcome = await gateway.queue.cancel(job_id, if_abandoned=True)
+    except (redis.RedisError, JobNotFound) as error:
+        log.warning("an abandoned job could not be cancelled", job=job_id, error=str(error))
+        return
+    log.info("a client hung up", job=job_id, outcome=outcome.value)
+    gateway.metrics.jobs_abandoned.labels(outcome.value).inc()
 
 
 def dismissal(job_id: str) -> QueueUnavailable:

@@ -14,11 +14,12 @@ from rq.worker import WorkerStatus
 
 from koala.events import EventType, JobEvent, publish
 from koala.keys import GENERATE
+from koala.scripts import TOKEN
 from koala.settings import Settings
 from koala.spec import JobSpec
 from worker.fencing import FencedJob, FencedWorker
 from worker.flight import Flight
-from worker.leases import TAKE, TOKEN, Leases
+from worker.leases import Leases
 
 # RQ fails a job whose execution expired, the reaper puts it back into the queue: so long no worker
 # may be there at all without RQ being the first to come by.
@@ -127,6 +128,7 @@ class Admission:
             self._model.count_tokens(text) for text in (spec.prompt, spec.negative_prompt or "")
         ]
         names = ("prompt", "negative prompt")
+        job.spec = spec
         return Flight(
             job=job,
             execution=execution,
@@ -151,8 +153,7 @@ class Admission:
         job.prepare_for_execution(worker.name, pipeline=pipeline)
         pipeline.hset(job.key, TOKEN, execution.id)
         pipeline.persist(job.key)
-        keys = self._leases.script_keys
-        pipeline.eval(TAKE, len(keys), *keys, job.id, self._leases.lease_ms)
+        pipeline.eval(self._leases.take, 0, job.id, self._leases.lease_ms)
         event = JobEvent(EventType.ADMITTED, {"worker": worker.name})
         publish(pipeline, worker.keys, job.id, event, worker.event_ttl)
         if worker.get_state() != WorkerStatus.BUSY:

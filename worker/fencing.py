@@ -4,6 +4,7 @@ RQ ends jobs without looking at what became of them meanwhile. Here the check is
 transaction that ends the job, so it cannot be overtaken.
 """
 
+import time
 from typing import Any, Final, cast
 
 import structlog
@@ -17,9 +18,11 @@ from rq.serializers import JSONSerializer
 from rq.utils import as_text, now
 from rq.worker import SimpleWorker
 
-from koala.events import JobEvent, publish
+from koala.events import EventType, JobEvent, publish
+from koala.expiry import ExpiringImages
 from koala.keys import Keys
-from worker.leases import TOKEN
+from koala.scripts import TOKEN
+from koala.spec import JobSpec
 
 log = structlog.get_logger()
 
@@ -36,10 +39,11 @@ class FencedJob(Job):
     """A job that knows under which lease it is held and how its end is told.
 
     ``token`` is the id of the execution it was claimed for. ``last_event`` is published in the
-    transaction that ends the job.
+    transaction that ends the job. ``spec`` is known once the job was read.
     """
 
     token: str = ""
+    spec: JobSpec | None = None
     last_event: JobEvent | None = None
 
     def forget_hooks(self) -> None:
@@ -215,7 +219,15 @@ class FencedWorker(SimpleWorker):
         """
         super().cleanup_execution(job, pipeline, execution)
         pipeline.zrem(self.keys.leases, job.id)
-        if isinstance(job, FencedJob) and job.last_event is not None:
+        if not isinstance(job, FencedJob):
+            return
+        if job.spec is not None:
+            # What a job stored that did not complete goes with the next sweep.
+            completed = job.last_event is not None and job.last_event.type is EventType.COMPLETED
+            kept = (job.result_ttl or 0) if completed else 0
+            member = ExpiringImages.of(job.spec).encode()
+            pipeline.zadd(self.keys.images, {member: int(time.time()) + kept})
+        if job.last_event is not None:
             publish(pipeline, self.keys, job.id, job.last_event, self.event_ttl)
 
     def handle_execution_ended(self, job: Job, queue: Queue, heartbeat_ttl: int) -> None:

@@ -99,6 +99,11 @@ class Flight:
         """Seconds since the job's time was up; negative before that."""
         return time.monotonic() - self.admitted_at - self.timeout
 
+    def is_late(self, seconds_needed: float = 0.0) -> bool:
+        """Whether the job's deadline will have passed in ``seconds_needed``."""
+        deadline = self.spec.deadline
+        return deadline is not None and time.time() + seconds_needed > deadline
+
     @property
     def images_to_store(self) -> int:
         """Images not stored yet."""

@@ -12,7 +12,6 @@ from rq.queue import Queue
 from rq.serializers import JSONSerializer
 from rq.suspension import is_suspended
 
-from koala.keys import Keys
 from koala.settings import Settings
 from koala.workers import WorkerAd
 from worker.admission import EXECUTION_TTL, Admission, InvalidJob, ServedModel
@@ -23,10 +22,11 @@ from worker.flight import Flight, ImageKey, Outcome
 from worker.gallery import Gallery
 from worker.herald import Herald
 from worker.landing import Landing
-from worker.leases import Leases
+from worker.leases import Leases, Scripts
 from worker.measurements import measured_sizes
 from worker.metrics import WorkerMetrics
 from worker.rates import Rates
+from worker.reaper import Reaper
 from worker.steady import SteadyWorker
 from worker.upkeep import Upkeep
 
@@ -71,14 +71,14 @@ class InflightWorker(SteadyWorker):
         metrics: WorkerMetrics,
         name: str,
     ) -> None:
-        leases = Leases(connection, settings)
+        scripts = Scripts(connection, settings)
         super().__init__(
             [settings.queue],
             name=name,
             connection=connection,
             serializer=JSONSerializer,
-            keys=Keys(settings.queue),
-            event_ttl=leases.event_ttl,
+            keys=scripts.keys,
+            event_ttl=settings.event_ttl,
             drain_seconds=settings.drain_seconds,
         )
         self._settings = settings
@@ -90,12 +90,20 @@ class InflightWorker(SteadyWorker):
         self._flights: dict[str, Flight] = {}
         self._stops: SimpleQueue[str] = SimpleQueue()
         self._lost: SimpleQueue[tuple[str, str]] = SimpleQueue()
-        self._leases = leases
-        self._admission = Admission(self, leases, settings, model)
+        self._leases = Leases(scripts, settings)
+        self._admission = Admission(self, self._leases, settings, model)
         self._landing = Landing(self, metrics)
         self._herald = Herald(self, self.link)
         self._upkeep = Upkeep(
-            self, leases, settings, self._flights, self._lost.put, self._describe, metrics
+            self,
+            self._leases,
+            Reaper(scripts, settings),
+            settings,
+            self._flights,
+            self._lost.put,
+            self._stops.put,
+            self._describe,
+            metrics,
         )
         self._beat = Beat(settings.heartbeat_seconds, self._upkeep.beat)
         self._next_maintenance = 0.0
@@ -131,6 +139,9 @@ class InflightWorker(SteadyWorker):
             if flight.overtime > 0:
                 message = f"The job did not finish within {flight.timeout:g} seconds."
                 self._decide(flight, Outcome.failed("timeout", message))
+            elif flight.is_late():
+                message = "The deadline passed before the job was done."
+                self._decide(flight, Outcome.failed("deadline_exceeded", message))
         if self.is_drained:
             self._hand_back()
 
@@ -253,6 +264,11 @@ class InflightWorker(SteadyWorker):
             # Our lease ran out, the job went round, and here it is again before we noticed.
             self._forget_lost(stale)
         self._flights[flight.id] = flight
+        seconds = flight.spec.num_inference_steps * (self._rates.seconds_per_step or 0.0)
+        if flight.is_late(seconds):
+            message = f"The deadline is too near: the job takes {seconds:.3g} s, and more."
+            self._decide(flight, Outcome.failed("deadline_exceeded", message))
+            return
         try:
             for index, request in enumerate(flight.requests):
                 self._engine.add(request)

@@ -5,31 +5,31 @@ of leases. Whoever changes a started job checks the token in the same atomic ste
 was frozen past its lease can neither renew nor finish what is no longer its own.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Final, cast
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, cast
 
 import redis
 from redis.commands.core import Script
+from rq.utils import now, utcformat
 
 from koala.events import EventType
-from koala.keys import JOB_PREFIX, Keys
+from koala.keys import Keys
+from koala.scripts import (
+    ATTEMPTS,
+    CANCEL,
+    CLASS_SIZE,
+    OWNER,
+    RANK,
+    TOKEN,
+    ending,
+    prelude,
+)
 from koala.settings import Settings
 
-# The field of a job's hash that names the execution it belongs to.
-TOKEN: Final = "koala_execution"
-# The field that counts the workers a job has seen die.
-ATTEMPTS: Final = "koala_attempts"
-
-# What the scripts share. Time is the server's own, so that clocks of workers need not agree.
-# KEYS: pending, intermediate, started, leases, unclaimed, index
-# ARGV: prefix of event streams, their ttl, wake channel, ...
-PRELUDE: Final = f"""
-local pending, intermediate, started, leases, unclaimed, index = unpack(KEYS)
-local events, event_ttl, wake = unpack(ARGV)
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
-
-local function job_key(id) return '{JOB_PREFIX}' .. id end
+# ARGV: time in RQ's form, ...
+_SHARED: Final = """
+local iso_time = ARGV[1]
 
 local function end_execution(id, token)
   local worker = redis.call('HGET', job_key(id), 'worker_name')
@@ -39,103 +39,169 @@ local function end_execution(id, token)
   if worker then
     redis.call('SREM', 'rq:worker:' .. worker .. ':executions', id .. ':' .. token)
   end
+  redis.call('ZREM', leases, id)
 end
 
-local function tell_requeued(id, reason)
-  local attempts = redis.call('HGET', job_key(id), '{ATTEMPTS}') or '0'
-  local data = '{{"reason":"' .. reason .. '","attempts":' .. attempts .. '}}'
-  redis.call('XADD', events .. id, '*', 'type', '{EventType.REQUEUED}', 'data', data)
-  redis.call('EXPIRE', events .. id, event_ttl)
-  redis.call('PUBLISH', wake, id .. ' {EventType.REQUEUED}')
+local function put_first(id, reason)
+  local rank = tonumber(redis.call('HGET', job_key(id), RANK) or '0')
+  local class = math.floor(rank / CLASS_SIZE)
+  -- Virtual time began anew if the queue was empty meanwhile.
+  rank = rank_of(class, math.min(rank - class * CLASS_SIZE, virtual_time(class)))
+  redis.call('HSET', job_key(id), RANK, rank)
+  insert(id, rank, true)
+  local attempts = redis.call('HGET', job_key(id), ATTEMPTS) or '0'
+  tell(id, REQUEUED, '{"reason":"' .. reason .. '","attempts":' .. attempts .. '}')
 end
 
 local function requeue(id, token, reason)
   end_execution(id, token)
   redis.call('HSET', job_key(id), 'status', 'queued', 'worker_name', '', 'started_at', '')
-  redis.call('HDEL', job_key(id), '{TOKEN}')
-  redis.call('ZREM', leases, id)
-  redis.call('LPUSH', pending, id)
-  tell_requeued(id, reason)
+  redis.call('HDEL', job_key(id), TOKEN)
+  if redis.call('HEXISTS', job_key(id), CANCEL) == 1 then
+    end_cancelled(id, iso_time)
+  else
+    put_first(id, reason)
+  end
 end
 """
 
-# ARGV: ..., lease in ms, then id, token, ... Returns the ids that are no longer the caller's.
-_RENEW: Final = (
-    PRELUDE
-    + f"""
-local lost = {{}}
-for i = 5, #ARGV, 2 do
-  local held = redis.call('HMGET', job_key(ARGV[i]), 'status', '{TOKEN}')
+# ARGV: ..., lease in ms, then id, token, ...
+# Returns {ids that are no longer the caller's, ids that somebody wants cancelled}.
+_RENEW: Final = """
+local lost, unwanted = {}, {}
+for i = 3, #ARGV, 2 do
+  local held = redis.call('HMGET', job_key(ARGV[i]), 'status', TOKEN, CANCEL)
   if held[1] == 'started' and held[2] == ARGV[i + 1] then
-    redis.call('ZADD', leases, now + ARGV[4], ARGV[i])
+    redis.call('ZADD', leases, now + ARGV[2], ARGV[i])
+    if held[3] then unwanted[#unwanted + 1] = ARGV[i] end
   else
     lost[#lost + 1] = ARGV[i]
   end
 end
-return lost
+return {lost, unwanted}
 """
-)
 
 # ARGV: ..., reason, then id, token, ... with the oldest first. Returns the ids handed back.
-_HAND_BACK: Final = (
-    PRELUDE
-    + f"""
-local returned = {{}}
-for i = #ARGV - 1, 5, -2 do
-  local held = redis.call('HMGET', job_key(ARGV[i]), 'status', '{TOKEN}')
+_HAND_BACK: Final = """
+local returned = {}
+for i = #ARGV - 1, 3, -2 do
+  local held = redis.call('HMGET', job_key(ARGV[i]), 'status', TOKEN)
   if held[1] == 'started' and held[2] == ARGV[i + 1] then
-    requeue(ARGV[i], ARGV[i + 1], ARGV[4])
+    requeue(ARGV[i], ARGV[i + 1], ARGV[2])
     returned[#returned + 1] = ARGV[i]
   end
 end
 return returned
 """
-)
 
-# Part of a claim's transaction, after the check that the job is queued: from here on the job is
-# in nobody's list. It is in the pending one if we were slow and it was put back meanwhile.
-TAKE: Final = """
+
+def take_script(keys: Keys) -> str:
+    """Part of a claim's transaction, after the check that the job is queued.
+
+    From here on the job is in nobody's list. It is in the pending one if we were slow and it was
+    put back meanwhile. Short, for it is sent along with each claim. ARGV: job id, lease in ms.
+    """
+    return f"""
+local id, job = ARGV[1], '{keys.job("")}' .. ARGV[1]
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-if redis.call('LREM', KEYS[2], 1, ARGV[1]) == 0 then redis.call('LREM', KEYS[1], 1, ARGV[1]) end
-redis.call('ZADD', KEYS[4], now + ARGV[2], ARGV[1])
-redis.call('ZREM', KEYS[5], ARGV[1])
+if redis.call('LREM', '{keys.intermediate}', 1, id) == 0 then
+  redis.call('LREM', '{keys.pending}', 1, id)
+end
+redis.call('ZADD', '{keys.leases}', now + ARGV[2], id)
+redis.call('ZREM', '{keys.unclaimed}', id)
+redis.call('ZREM', '{keys.deadlines}', id)
+local held = redis.call('HMGET', job, '{OWNER}', '{RANK}')
+if held[1] then redis.call('SREM', '{keys.waiting_of("")}' .. held[1], id) end
+local rank = tonumber(held[2] or '0')
+local class = math.floor(rank / {CLASS_SIZE})
+local virtual, tag = 'now:' .. class, rank - class * {CLASS_SIZE}
+if tag > tonumber(redis.call('HGET', '{keys.fairness}', virtual) or '0') then
+  redis.call('HSET', '{keys.fairness}', virtual, tag)
+end
 """
 
 
-class Leases:
-    """Renews and gives up what this worker holds; knows what all scripts need.
+@dataclass(frozen=True, slots=True)
+class Renewal:
+    """Which leases could not be renewed, and which jobs somebody wants cancelled."""
+
+    lost: list[str]
+    unwanted: list[str]
+
+
+class Scripts:
+    """Registers scripts on the jobs that workers hold.
 
     Args:
         connection: A blocking client that returns bytes.
-        settings: The queue's name and the lease's length.
+        settings: The queue's name and lifetimes.
     """
 
     def __init__(self, connection: redis.Redis, settings: Settings) -> None:
-        keys = Keys(settings.queue)
-        self.lease_ms = round(settings.lease_seconds * 1000)
-        self.event_ttl = settings.result_ttl + settings.job_timeout
-        self.script_keys = [
-            keys.pending,
-            keys.intermediate,
-            keys.started,
-            keys.leases,
-            keys.unclaimed,
-            keys.index,
-        ]
-        self.script_args: list[str | int] = [keys.events(""), self.event_ttl, keys.wake]
-        self._renew = connection.register_script(_RENEW)
-        self._hand_back = connection.register_script(_HAND_BACK)
+        self._connection = connection
+        self.keys = Keys(settings.queue)
+        names = {
+            "TOKEN": TOKEN,
+            "ATTEMPTS": ATTEMPTS,
+            "CANCEL": CANCEL,
+            "RANK": RANK,
+            "REQUEUED": EventType.REQUEUED,
+        }
+        self._prelude = (
+            prelude(self.keys, settings.event_ttl)
+            + ending(self.keys, settings.result_ttl)
+            + "".join(f"local {name} = '{value}'\n" for name, value in names.items())
+            + f"local CLASS_SIZE = {CLASS_SIZE}\n"
+            + f"local started, index = '{self.keys.started}', '{self.keys.index}'\n"
+            + f"local cancelled = '{self.keys.cancelled}'\n"
+            + _SHARED
+        )
 
-    def renew(self, held: Mapping[str, str]) -> list[str]:
-        """Prolong the leases of ``held`` (job id to token); the ids that are lost.
+    def register(self, text: str) -> "RegisteredScript":
+        """A script that follows what all share; its own arguments begin at ``ARGV[2]``."""
+        return RegisteredScript(self._connection.register_script(self._prelude + text))
+
+
+@dataclass(frozen=True, slots=True)
+class RegisteredScript:
+    """A script that is told the time in RQ's form."""
+
+    script: Script
+
+    def __call__(self, *args: str | int) -> Any:
+        """Run it.
+
+        Raises:
+            redis.RedisError: Redis does not answer.
+        """
+        return self.script(args=[utcformat(now()), *args])
+
+
+class Leases:
+    """Renews and gives up what this worker holds.
+
+    Args:
+        scripts: Registers scripts.
+        settings: The lease's length.
+    """
+
+    def __init__(self, scripts: Scripts, settings: Settings) -> None:
+        self.lease_ms = round(settings.lease_seconds * 1000)
+        self.take = take_script(scripts.keys)
+        self._renew = scripts.register(_RENEW)
+        self._hand_back = scripts.register(_HAND_BACK)
+
+    def renew(self, held: Sequence[tuple[str, str]]) -> Renewal:
+        """Prolong the leases of ``held``, pairs of job id and token.
 
         Raises:
             redis.RedisError: Redis does not answer; nothing is known then.
         """
         if not held:
-            return []
-        return self._run(self._renew, self.lease_ms, list(held.items()))
+            return Renewal([], [])
+        lost, unwanted = self._renew(self.lease_ms, *_flat(held))
+        return Renewal(_ids(lost), _ids(unwanted))
 
     def hand_back(self, held: Sequence[tuple[str, str]], reason: str) -> list[str]:
         """Put jobs, oldest first, back to the front of the queue; the ids that were still ours.
@@ -143,14 +209,12 @@ class Leases:
         Raises:
             redis.RedisError: Redis does not answer; the leases will run out instead.
         """
-        return self._run(self._hand_back, reason, held) if held else []
+        return _ids(self._hand_back(reason, *_flat(held))) if held else []
 
-    def _run(
-        self,
-        script: Script,
-        argument: str | int,
-        held: Sequence[tuple[str, str]],
-    ) -> list[str]:
-        pairs = [part for pair in held for part in pair]
-        ids = script(keys=self.script_keys, args=[*self.script_args, argument, *pairs])
-        return [job_id.decode() for job_id in cast(list[bytes], ids)]
+
+def _flat(held: Iterable[tuple[str, str]]) -> list[str]:
+    return [part for pair in held for part in pair]
+
+
+def _ids(reply: Any) -> list[str]:
+    return [job_id.decode() for job_id in cast(list[bytes], reply)]

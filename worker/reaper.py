@@ -8,29 +8,31 @@ from dataclasses import dataclass
 from typing import Final, cast
 from uuid import uuid4
 
-import redis
-
 from koala.settings import Settings
-from worker.leases import ATTEMPTS, PRELUDE, TOKEN, Leases
+from worker.leases import Scripts
 
 # How many entries one pass looks at, so that a script never holds the server up for long.
 _PER_PASS: Final = 200
 
 # ARGV: ..., most attempts, lease in ms, grace in ms for popped jobs, token to take over with,
 #       entries per pass
-# Returns {requeued ids, put back ids, {id, attempts, ...} of jobs taken over to be failed}.
-_REAP: Final = (
-    PRELUDE
-    + f"""
-local max_attempts, lease = tonumber(ARGV[4]), tonumber(ARGV[5])
-local grace, token, per_pass = tonumber(ARGV[6]), ARGV[7], tonumber(ARGV[8])
-local requeued, put_back, poisoned = {{}}, {{}}, {{}}
+# Returns {requeued ids, put back ids, {id, attempts, ...} of jobs taken over to be failed, ids of
+# those taken over because they are late}.
+_REAP: Final = """
+local max_attempts, lease = tonumber(ARGV[2]), tonumber(ARGV[3])
+local grace, token, per_pass = tonumber(ARGV[4]), ARGV[5], tonumber(ARGV[6])
+local requeued, put_back, poisoned, late = {}, {}, {}, {}
 
-local abandoned = {{}}
+local function take_over(id)
+  redis.call('HSET', job_key(id), 'status', 'started', TOKEN, token)
+  redis.call('ZADD', leases, now + lease, id)
+end
+
+local abandoned = {}
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', leases, 0, now, 'LIMIT', 0, per_pass)) do
-  local job = redis.call('HMGET', job_key(id), 'status', '{TOKEN}', '{ATTEMPTS}', 'created_at')
+  local job = redis.call('HMGET', job_key(id), 'status', TOKEN, ATTEMPTS, 'created_at')
   if job[1] == 'started' and job[2] then
-    abandoned[#abandoned + 1] = {{id, job[2], tonumber(job[3] or 0), job[4] or ''}}
+    abandoned[#abandoned + 1] = {id, job[2], tonumber(job[3] or 0), job[4] or ''}
   else
     redis.call('ZREM', leases, id)
   end
@@ -41,21 +43,20 @@ for _, job in ipairs(abandoned) do
   local id, held_by, attempts = job[1], job[2], job[3]
   -- A job at the limit was taken over before, by a reaper that died before it could fail it.
   if attempts < max_attempts then
-    attempts = redis.call('HINCRBY', job_key(id), '{ATTEMPTS}', 1)
+    attempts = redis.call('HINCRBY', job_key(id), ATTEMPTS, 1)
   end
   if attempts < max_attempts then
     requeue(id, held_by, 'worker_died')
     requeued[#requeued + 1] = id
   else
     end_execution(id, held_by)
-    redis.call('HSET', job_key(id), '{TOKEN}', token)
-    redis.call('ZADD', leases, now + lease, id)
+    take_over(id)
     poisoned[#poisoned + 1] = id
     poisoned[#poisoned + 1] = tostring(attempts)
   end
 end
 
-local popped = {{}}
+local popped = {}
 for _, id in ipairs(redis.call('LRANGE', intermediate, 0, per_pass - 1)) do
   popped[id] = true
   if redis.call('HGET', job_key(id), 'status') ~= 'queued' then
@@ -64,10 +65,8 @@ for _, id in ipairs(redis.call('LRANGE', intermediate, 0, per_pass - 1)) do
   else
     redis.call('ZADD', unclaimed, 'NX', now, id)
     if now - redis.call('ZSCORE', unclaimed, id) >= grace then
-      redis.call('LREM', intermediate, 1, id)
-      redis.call('ZREM', unclaimed, id)
-      redis.call('LPUSH', pending, id)
-      tell_requeued(id, 'never_claimed')
+      unqueue(id)
+      put_first(id, 'never_claimed')
       put_back[#put_back + 1] = id
     end
   end
@@ -76,12 +75,23 @@ for _, id in ipairs(redis.call('ZRANGE', unclaimed, 0, per_pass - 1)) do
   if not popped[id] then redis.call('ZREM', unclaimed, id) end
 end
 
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', deadlines, 0, now, 'LIMIT', 0, per_pass)) do
+  if redis.call('HGET', job_key(id), 'status') == 'queued' then
+    unqueue(id)
+    take_over(id)
+    late[#late + 1] = id
+  else
+    redis.call('ZREM', deadlines, id)
+  end
+end
+
 for _, id in ipairs(redis.call('ZRANGE', index, 0, per_pass - 1)) do
   if redis.call('EXISTS', job_key(id)) == 0 then redis.call('ZREM', index, id) end
 end
-return {{requeued, put_back, poisoned}}
+-- RQ's own clean-up passes this registry over.
+redis.call('ZREMRANGEBYSCORE', cancelled, 0, time[1])
+return {requeued, put_back, poisoned, late}
 """
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,13 +99,14 @@ class Reaped:
     """What one pass found.
 
     ``requeued`` jobs were held by a worker that died, ``put_back`` ones popped and never claimed.
-    ``poisoned`` (job id to number of dead workers) now belong to the caller under ``token``, who
-    has to fail them.
+    ``poisoned`` (job id to number of dead workers) and ``late`` ones now belong to the caller under
+    ``token``, who has to fail them.
     """
 
     requeued: list[str]
     put_back: list[str]
     poisoned: dict[str, int]
+    late: list[str]
     token: str
 
 
@@ -103,42 +114,32 @@ class Reaper:
     """Runs the passes.
 
     Args:
-        connection: A blocking client that returns bytes.
+        scripts: Registers scripts.
         settings: The most attempts, and the lease.
-        leases: What the scripts share.
     """
 
-    def __init__(self, connection: redis.Redis, settings: Settings, leases: Leases) -> None:
-        self._leases = leases
+    def __init__(self, scripts: Scripts, settings: Settings) -> None:
         self._max_attempts = settings.max_attempts
-        # A claim follows a pop within milliseconds; half a lease is generous.
-        self._grace_ms = leases.lease_ms // 2
-        self._script = connection.register_script(_REAP)
+        self._lease_ms = round(settings.lease_seconds * 1000)
+        self._script = scripts.register(_REAP)
 
     def reap(self) -> Reaped:
-        """One pass over expired leases, unclaimed jobs and the index.
+        """One pass over expired leases, unclaimed jobs, deadlines and the index.
 
         Raises:
             redis.RedisError: Redis does not answer; nothing was changed, or all of it.
         """
         token = uuid4().hex
-        reply = self._script(
-            keys=self._leases.script_keys,
-            args=[
-                *self._leases.script_args,
-                self._max_attempts,
-                self._leases.lease_ms,
-                self._grace_ms,
-                token,
-                _PER_PASS,
-            ],
-        )
-        requeued, put_back, poisoned = (
+        # A claim follows a pop within milliseconds; half a lease is generous.
+        grace_ms = self._lease_ms // 2
+        reply = self._script(self._max_attempts, self._lease_ms, grace_ms, token, _PER_PASS)
+        requeued, put_back, poisoned, late = (
             [item.decode() for item in part] for part in cast(list[list[bytes]], reply)
         )
         return Reaped(
             requeued=requeued,
             put_back=put_back,
             poisoned=dict(zip(poisoned[::2], map(int, poisoned[1::2]), strict=True)),
+            late=late,
             token=token,
         )

@@ -35,9 +35,11 @@ class Upkeep:
     Args:
         worker: Whose upkeep it is.
         leases: Renews what is in flight.
+        reaper: Finds what nobody works on.
         settings: Pace and limits.
         flights: The jobs in flight; only read here.
         lost: Told of each lost lease, as job id and token.
+        stop: Told of each job that somebody wants cancelled.
         account: Fills in what the worker says of itself, given its name and times.
         metrics: Where requeued jobs are counted.
     """
@@ -46,9 +48,11 @@ class Upkeep:
         self,
         worker: FencedWorker,
         leases: Leases,
+        reaper: Reaper,
         settings: Settings,
         flights: Mapping[str, Flight],
         lost: Callable[[tuple[str, str]], None],
+        stop: Callable[[str], None],
         account: Callable[..., WorkerAd],
         metrics: WorkerMetrics,
     ) -> None:
@@ -57,9 +61,10 @@ class Upkeep:
         self._settings = settings
         self._flights = flights
         self._lost = lost
+        self._stop = stop
         self._account = account
         self._metrics = metrics
-        self._reaper = Reaper(worker.connection, settings, leases)
+        self._reaper = reaper
         self._started_at = datetime.now(UTC)
 
     def beat(self) -> None:
@@ -79,8 +84,11 @@ class Upkeep:
             for flight in list(self._flights.values())
             if flight.outcome is not None or flight.overtime < HANG_GRACE
         }
-        for job_id in self._leases.renew(held):
+        renewal = self._leases.renew(list(held.items()))
+        for job_id in renewal.lost:
             self._lost((job_id, held[job_id]))
+        for job_id in renewal.unwanted:
+            self._stop(job_id)
 
     def show_life(self) -> None:
         """Renew RQ's worker entry, anew if it expired meanwhile, and the worker's account."""
@@ -118,22 +126,26 @@ class Upkeep:
                 self._metrics.jobs_requeued.labels(reason).inc(len(ids))
                 log.warning("jobs go back to the queue", reason=reason, job_ids=ids)
         for job_id, attempts in reaped.poisoned.items():
-            self._bury(job_id, reaped.token, attempts)
+            times = "worker was" if attempts == 1 else "workers were"
+            message = f"The job was given up: {attempts} {times} killed while running it."
+            self._bury(job_id, reaped.token, JobError(message=message, code="worker_died"))
+        for job_id in reaped.late:
+            error = JobError(
+                message="The deadline passed while the job waited.", code="deadline_exceeded"
+            )
+            self._bury(job_id, reaped.token, error)
         forget_dead(self._worker.connection, self._worker.keys)
 
-    def _bury(self, job_id: str, token: str, attempts: int) -> None:
+    def _bury(self, job_id: str, token: str, error: JobError) -> None:
         worker = self._worker
-        times = "worker was" if attempts == 1 else "workers were"
-        message = f"The job was given up: {attempts} {times} killed while running it."
-        error = JobError(message=message, code="worker_died")
         try:
             job = cast(FencedJob, FencedJob.fetch(job_id, worker.connection, worker.serializer))
             job.forget_hooks()
             job.token = token
             job.last_event = JobEvent(EventType.FAILED, {"error": error.model_dump()})
-            worker.fail(job, None, message)
+            worker.fail(job, None, error.message)
         except (NoSuchJobError, LeaseLost, AlreadyEnded) as outcome:
             log.warning("a job could not be given up", job_id=job_id, outcome=repr(outcome))
             return
         self._metrics.jobs_finished.labels("failed", error.code).inc()
-        log.error("a job keeps killing workers", job_id=job_id, attempts=attempts)
+        log.warning("a waiting job was given up", job_id=job_id, code=error.code)

@@ -1,5 +1,7 @@
 """``POST /v1/images/generations``: a prompt goes in, images come out."""
 
+import asyncio
+import time
 from typing import Annotated, Final
 
 import redis
@@ -8,23 +10,25 @@ from fastapi import APIRouter, Depends, Header, Request
 from starlette.responses import Response
 
 from koala.errors import (
+    DeadlineExceeded,
     JobCancelled,
     JobFailed,
+    KoalaError,
     MethodNotAllowed,
-    QueueFull,
     UnsupportedMediaType,
     WaitTimeout,
 )
 from koala.queue import new_job_id
-from koala.spec import JobError, JobRecord
-from service.errors import ErrorBody
+from koala.spec import JobError, JobRecord, JobSpec
+from service.errors import ClientGone, ErrorBody
 from service.gateway import Gateway, GatewayDep
 from service.planning import plan
 from service.preferences import Preference, parse
 from service.render import images_body, job_body, json_response, retry_after
 from service.requests import GenerationRequest
 from service.responses import ImagesResponse, Job
-from service.waiting import dismissal, job_headers, wait_for_end
+from service.submitting import idempotency, submit
+from service.waiting import abandon, dismissal, follow, is_over, job_headers, wait_for_end
 
 log = structlog.get_logger()
 
@@ -33,6 +37,13 @@ router = APIRouter(tags=["images"])
 _PREFER_HELP: Final = (
     "RFC 7240: `respond-async` answers 202 at once, `wait=N` after at most N seconds."
 )
+_IDEMPOTENCY_HELP: Final = (
+    "A name of yours for this request, up to 255 printable ASCII characters: sent again within "
+    "24 hours, it gives the same job. A job with a key goes on when you hang up."
+)
+
+# A worker says what became of a late job within a beat or two.
+_DEADLINE_GRACE: Final = 5.0
 
 
 async def _require_json(request: Request) -> None:
@@ -56,10 +67,11 @@ async def _require_json(request: Request) -> None:
         409: {"model": ErrorBody, "description": "The job was cancelled."},
         413: {"model": ErrorBody, "description": "The body is too large."},
         415: {"model": ErrorBody, "description": "The body is not JSON."},
+        422: {"model": ErrorBody, "description": "The Idempotency-Key had another body."},
         429: {"model": ErrorBody, "description": "The queue is full."},
         500: {"model": ErrorBody, "description": "The job failed."},
         503: {"model": ErrorBody, "description": "The queue cannot be reached."},
-        504: {"model": ErrorBody, "description": "The wait is over; the job goes on."},
+        504: {"model": ErrorBody, "description": "The wait or the deadline is over."},
     },
 )
 async def generate(
@@ -67,31 +79,35 @@ async def generate(
     body: GenerationRequest,
     gateway: GatewayDep,
     prefer: Annotated[list[str] | None, Header(description=_PREFER_HELP)] = None,
+    idempotency_key: Annotated[str | None, Header(description=_IDEMPOTENCY_HELP)] = None,
 ) -> Response:
     """Draw images and wait for them, unless `Prefer` says otherwise."""
     spec = plan(body, gateway.card, gateway.settings)
     preference = parse(prefer or ())
     seconds = preference.seconds(gateway.settings.sync_timeout)
-    job_id = new_job_id()
+    job_id, ended = new_job_id(), None
     with gateway.hub.watch(job_id) as may_have_ended:
-        try:
-            record = await gateway.queue.submit(spec, job_id)
-        except QueueFull:
-            gateway.metrics.jobs_submitted.labels("full").inc()
-            raise
-        gateway.metrics.jobs_submitted.labels("admitted").inc()
-        ended = await wait_for_end(gateway, request, job_id, may_have_ended, seconds)
-    if ended is not None:
-        return await _finished(gateway, request, ended, preference)
-    if not preference.accepts_job:
-        if gateway.hub.is_dismissed:
-            raise dismissal(job_id)
-        raise WaitTimeout(
-            f"The image was not ready within {gateway.settings.sync_timeout:g} s. The job goes on: "
-            f"see /v1/jobs/{job_id}.",
-            headers=job_headers(job_id),
+        submitted = await submit(
+            gateway,
+            spec,
+            job_id,
+            idempotency=idempotency(idempotency_key, body),
+            kept=seconds == 0,
         )
-    return await _unfinished(gateway, request, record, preference)
+        record = submitted.record
+        if submitted.is_new:
+            wait = _patience(spec, seconds)
+            ended = await _wait(gateway, request, record, may_have_ended, wait)
+    headers = {}
+    if not submitted.is_new:
+        headers["Idempotent-Replayed"] = "true"
+        record = await follow(gateway, request, record.id, _patience(record.spec, seconds))
+        ended = record if is_over(record) else None
+    if ended is not None:
+        return await _finished(gateway, request, ended, preference, headers)
+    if not preference.accepts_job:
+        raise await _not_ready(gateway, record)
+    return await _unfinished(gateway, request, record, preference, headers)
 
 
 @router.head("/v1/images/generations", include_in_schema=False)
@@ -103,13 +119,51 @@ async def refuse_get() -> None:
     )
 
 
-async def _finished(
-    gateway: Gateway, request: Request, record: JobRecord, preference: Preference
-) -> Response:
+def _patience(spec: JobSpec, seconds: float) -> float:
+    """``seconds``, or until shortly after the deadline, when the job should have failed."""
+    if spec.deadline is None:
+        return seconds
+    return min(seconds, max(0.0, spec.deadline - time.time()) + _DEADLINE_GRACE)
+
+
+async def _wait(
+    gateway: Gateway, request: Request, record: JobRecord, event: asyncio.Event, seconds: float
+) -> JobRecord | None:
+    try:
+        return await wait_for_end(gateway, request, record.id, event, seconds)
+    except ClientGone:
+        await abandon(gateway, record.id)
+        raise
+
+
+async def _not_ready(gateway: Gateway, record: JobRecord) -> KoalaError:
+    """What a client hears who waits for nothing but images, and there are none yet."""
+    if gateway.hub.is_dismissed:
+        return dismissal(record.id)
     headers = job_headers(record.id)
+    if record.spec.deadline is not None and time.time() > record.spec.deadline:
+        # No worker is there to say so.
+        await gateway.queue.cancel(record.id)
+        return DeadlineExceeded("The deadline passed before the job was done.", headers=headers)
+    return WaitTimeout(
+        f"The image was not ready within {gateway.settings.sync_timeout:g} s. The job goes on: "
+        f"see /v1/jobs/{record.id}.",
+        headers=headers,
+    )
+
+
+async def _finished(
+    gateway: Gateway,
+    request: Request,
+    record: JobRecord,
+    preference: Preference,
+    headers: dict[str, str],
+) -> Response:
+    headers = headers | job_headers(record.id)
     if record.state == "failed":
         error = record.error or JobError(message="The job failed and nobody said why.")
-        raise JobFailed(error.message, code=error.code, headers=headers)
+        kind = DeadlineExceeded if error.code == "deadline_exceeded" else JobFailed
+        raise kind(error.message, code=error.code, headers=headers)
     if record.state == "cancelled":
         raise JobCancelled(f"The job {record.id} was cancelled.", headers=headers)
     headers |= _applied(gateway, preference, finished=True)
@@ -119,7 +173,11 @@ async def _finished(
 
 
 async def _unfinished(
-    gateway: Gateway, request: Request, record: JobRecord, preference: Preference
+    gateway: Gateway,
+    request: Request,
+    record: JobRecord,
+    preference: Preference,
+    headers: dict[str, str],
 ) -> Response:
     eta = None
     try:
@@ -128,9 +186,8 @@ async def _unfinished(
     except redis.RedisError as error:
         # The job is admitted: an error now would make the client send it again.
         log.warning("an admitted job cannot be read", job=record.id, error=str(error))
-    headers = (
-        job_headers(record.id) | retry_after(eta) | _applied(gateway, preference, finished=False)
-    )
+    headers = headers | job_headers(record.id) | retry_after(eta)
+    headers |= _applied(gateway, preference, finished=False)
     body = await job_body(gateway, record, gateway.base_url(request), eta=eta)
     return json_response(body, 202, headers)
 

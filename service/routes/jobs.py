@@ -1,18 +1,23 @@
 """``/v1/jobs``: what became of a request."""
 
-from typing import Annotated
+from typing import Annotated, Final
 
 from fastapi import APIRouter, Path, Query, Request
 from starlette.responses import Response
 
+from koala.cancelling import Cancelled
 from koala.errors import InvalidRequest, JobNotFound
 from koala.queue import JOB_ID
+from koala.spec import JobRecord
 from service.errors import ErrorBody
-from service.gateway import GatewayDep
+from service.gateway import Gateway, GatewayDep
 from service.render import job_body, json_response, retry_after
 from service.requests import Must
 from service.responses import Job, JobList
-from service.waiting import is_over, wait_for_end
+from service.waiting import follow, is_over
+
+# A running job is stopped between two steps; slower ones are told of as they stand.
+_CANCEL_WAIT: Final = 2.0
 
 router = APIRouter(
     prefix="/v1/jobs",
@@ -54,31 +59,49 @@ async def list_jobs(
     )
 
 
+JobId = Annotated[str, Path(alias="id", description="The job.")]
+Wait = Annotated[
+    float,
+    Query(ge=0, allow_inf_nan=False, description="Seconds to wait for the job's end, if need be."),
+    Must("a number of seconds, 0 or more"),
+]
+
+
 @router.get("/{id}", response_model=Job)
 async def get_job(
-    request: Request,
-    gateway: GatewayDep,
-    job_id: Annotated[str, Path(alias="id", description="The job.")],
-    wait: Annotated[
-        float,
-        Query(
-            ge=0, allow_inf_nan=False, description="Seconds to wait for the job's end, if need be."
-        ),
-        Must("a number of seconds, 0 or more"),
-    ] = 0.0,
+    request: Request, gateway: GatewayDep, job_id: JobId, wait: Wait = 0.0
 ) -> Response:
     """A job as it stands, or as it ends within `wait` seconds."""
+    _check(gateway, job_id, wait)
+    record = await follow(gateway, request, job_id, wait)
+    return await _answer(gateway, request, record)
+
+
+@router.post("/{id}/cancel", response_model=Job)
+async def cancel_job(
+    request: Request, gateway: GatewayDep, job_id: JobId, wait: Wait = _CANCEL_WAIT
+) -> Response:
+    """Cancel a job that waits or is being drawn; a job that has ended stays as it is.
+
+    A running job stops at its next step, and the answer waits for that.
+    """
+    _check(gateway, job_id, wait)
+    if await gateway.queue.cancel(job_id) is not Cancelled.ASKED:
+        wait = 0.0
+    record = await follow(gateway, request, job_id, wait)
+    return await _answer(gateway, request, record)
+
+
+def _check(gateway: Gateway, job_id: str, wait: float) -> None:
     longest = gateway.settings.sync_timeout
     if wait > longest:
         raise InvalidRequest(f"`wait` must be at most {longest:g} seconds.", param="wait")
     if not JOB_ID.fullmatch(job_id):
         # RQ keeps other things under names like a job's; they are nobody's business.
         raise JobNotFound(f"There is no job {job_id[:80]!r}.", param="id")
-    with gateway.hub.watch(job_id) as may_have_ended:
-        record = await gateway.queue.get(job_id)
-        if wait and not is_over(record):
-            ended = await wait_for_end(gateway, request, job_id, may_have_ended, wait)
-            record = ended or await gateway.queue.get(job_id)
+
+
+async def _answer(gateway: Gateway, request: Request, record: JobRecord) -> Response:
     eta = await gateway.fleet.eta(record)
     body = await job_body(gateway, record, gateway.base_url(request), eta=eta)
     return json_response(body, headers={} if is_over(record) else retry_after(eta))

@@ -208,20 +208,6 @@ def test_waiting_survives_a_restart_of_redis(tmp_path: Path) -> None:
             assert pending.result(10).json()["id"] == job_id
 
 
-def test_a_client_that_hangs_up_stops_waiting_and_its_job_goes_on(
-    served: Served, worker: FakeWorker
-) -> None:
-    with pytest.raises(httpx.ReadTimeout):
-        httpx.post(served.base_url + GENERATIONS, json={"prompt": "a"}, timeout=0.3)
-    wait_until(lambda: served.metric(WAITING) == 0)
-    assert served.gateway.hub.watched == 0
-    job_id = worker.take()
-    worker.finish(job_id)
-    assert served.http.get(f"/v1/jobs/{job_id}").json()["status"] == "completed"
-    hung_up = f'koala_http_requests_total{{method="POST",route="{GENERATIONS}",status="499"}}'
-    assert served.metric(hung_up) == 1
-
-
 def test_many_clients_wait_at_once_and_each_gets_its_own(
     settings: Settings, worker: FakeWorker
 ) -> None:

@@ -11,6 +11,7 @@ from PIL import Image
 from rq.job import Job
 from rq.serializers import JSONSerializer
 
+from koala.cancelling import Cancelled
 from koala.connections import connect_async
 from koala.events import JobEvent, decode
 from koala.keys import Keys
@@ -174,7 +175,11 @@ class Rig:
 
     def submit_spec(self, job: JobSpec) -> str:
         """Admit a job as the gateway does; its id."""
-        return self._on_queue(lambda queue: queue.submit(job)).id
+        return self._on_queue(lambda queue: queue.submit(job)).record.id
+
+    def cancel(self, job_id: str) -> Cancelled:
+        """Cancel a job as the gateway does."""
+        return self._on_queue(lambda queue: queue.cancel(job_id))
 
     def record(self, job_id: str) -> JobRecord:
         """A job as the gateway sees it."""

@@ -7,47 +7,9 @@ from rq.queue import Queue
 from rq.serializers import JSONSerializer
 
 from koala.settings import Settings
-from tests.worker.rig import MODEL, FakeEngine, Rig
-from worker.admission import Admission
-from worker.fencing import AlreadyEnded, FencedJob, LeaseLost
-from worker.inflight import InflightWorker
-from worker.leases import Leases
-from worker.reaper import Reaper
-
-
-def admission(rig: Rig, worker: InflightWorker) -> Admission:
-    """The admission of a worker that dies in between: claims without a loop."""
-    return Admission(worker, leases(rig), rig.settings, MODEL)
-
-
-def leases(rig: Rig) -> Leases:
-    """What the scripts share."""
-    return Leases(rig.redis, rig.settings)
-
-
-def reaper(rig: Rig, **changes: object) -> Reaper:
-    """The reaper of another worker."""
-    changed = rig.settings.model_copy(update=changes)
-    return Reaper(rig.redis, changed, Leases(rig.redis, changed))
-
-
-def pop(rig: Rig, worker: InflightWorker) -> FencedJob:
-    """Take the next job off the list, unclaimed."""
-    popped = worker.queue_class.dequeue_any(
-        worker.queues,
-        None,
-        connection=worker.connection,
-        job_class=worker.job_class,
-        serializer=worker.serializer,
-    )
-    assert popped is not None
-    assert isinstance(popped[0], FencedJob)
-    return popped[0]
-
-
-def pending(rig: Rig) -> list[str]:
-    """The queue, next one first."""
-    return [job_id.decode() for job_id in rig.redis.lrange(rig.keys.pending, 0, -1)]
+from tests.worker.claims import admission, leases, pending, pop, reaper
+from tests.worker.rig import FakeEngine, Rig
+from worker.fencing import AlreadyEnded, LeaseLost
 
 
 def test_only_one_of_two_workers_gets_a_job(rig: Rig) -> None:

@@ -1,0 +1,141 @@
+"""Images go when their jobs do."""
+
+import asyncio
+import os
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+import redis.asyncio
+
+from koala.connections import connect_async
+from koala.expiry import ExpiringImages
+from koala.keys import Keys
+from koala.settings import Settings
+from koala.spec import JobSpec
+from koala.store import ImageStore
+from service.retention import Retention
+from tests.service.fakes import picture
+from tests.support import spec
+
+
+@pytest.fixture
+def store(settings: Settings) -> ImageStore:
+    return ImageStore(settings.resolved_image_store)
+
+
+def sweeping(
+    settings: Settings, use: Callable[[Retention, redis.asyncio.Redis], Awaitable[None]]
+) -> None:
+    async def main() -> None:
+        connection = connect_async(settings)
+        store = ImageStore(settings.resolved_image_store)
+        try:
+            retention = Retention(connection, Keys(settings.queue), store, settings, pause=0.01)
+            await use(retention, connection)
+        finally:
+            await connection.aclose()
+
+    asyncio.run(main())
+
+
+def store_images(store: ImageStore, job: JobSpec) -> list[str]:
+    names = ExpiringImages.of(job).names
+    for name in names:
+        store.put(name, picture("png"))
+    return names
+
+
+def files(settings: Settings) -> list[str]:
+    return sorted(os.listdir(settings.resolved_image_store))
+
+
+def test_images_are_removed_when_their_time_has_come_and_not_before(
+    settings: Settings, store: ImageStore
+) -> None:
+    old, new = spec(n=2), spec(n=3)
+    store_images(store, old)
+    kept = store_images(store, new)
+
+    async def use(retention: Retention, connection: redis.asyncio.Redis) -> None:
+        now = int(time.time())
+        entries = {
+            ExpiringImages.of(old).encode(): now - 1,
+            ExpiringImages.of(new).encode(): now + 60,
+        }
+        await connection.zadd(Keys("koala").images, entries)
+        await retention.sweep()
+        assert await connection.zcard(Keys("koala").images) == 1
+
+    sweeping(settings, use)
+    assert files(settings) == sorted(kept)
+
+
+def test_of_two_gateways_one_sweeps(settings: Settings, store: ImageStore) -> None:
+    async def use(retention: Retention, connection: redis.asyncio.Redis) -> None:
+        await connection.set(f"{Keys('koala').images}:sweep", "another", px=60_000)
+        await connection.zadd(Keys("koala").images, {ExpiringImages.of(spec()).encode(): 1})
+        await retention.sweep()
+        assert await connection.zcard(Keys("koala").images) == 1
+
+    sweeping(settings, use)
+
+
+def test_what_no_job_will_ever_tell_of_is_removed_and_nothing_else(
+    settings: Settings, store: ImageStore
+) -> None:
+    known, orphan, fresh = spec(), spec(), spec()
+    [known_name], [orphan_name], [fresh_name] = (
+        store_images(store, job) for job in (known, orphan, fresh)
+    )
+    folder = Path(settings.resolved_image_store)
+    half = f".{orphan_name}.0123abcd"
+    (folder / half).touch()
+    (folder / "notes.txt").touch()
+    for name in (known_name, orphan_name, half, "notes.txt"):
+        os.utime(folder / name, (1, 1))
+
+    async def use(retention: Retention, connection: redis.asyncio.Redis) -> None:
+        await connection.zadd(
+            Keys("koala").images, {ExpiringImages.of(known).encode(): time.time() + 60}
+        )
+        await retention.remove_orphans()
+
+    sweeping(settings, use)
+    assert files(settings) == sorted([known_name, fresh_name, "notes.txt"])
+
+
+def test_a_store_that_is_not_there_yet_has_no_orphans(settings: Settings) -> None:
+    async def use(retention: Retention, _: redis.asyncio.Redis) -> None:
+        await retention.remove_orphans()
+
+    sweeping(settings, use)
+    assert not Path(settings.resolved_image_store).exists()
+
+
+def test_a_sweep_that_goes_wrong_is_tried_again(
+    settings: Settings, store: ImageStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [name] = store_images(store, spec(images_id="0" * 32))
+    troubles = [OSError(30, "Read-only file system"), RuntimeError("who knows")]
+    delete = ImageStore.delete
+
+    def fragile(self: ImageStore, name: str) -> None:
+        if troubles:
+            raise troubles.pop()
+        delete(self, name)
+
+    monkeypatch.setattr(ImageStore, "delete", fragile)
+
+    async def use(retention: Retention, connection: redis.asyncio.Redis) -> None:
+        entry = ExpiringImages("0" * 32, 1, "png").encode()
+        await connection.zadd(Keys("koala").images, {entry: 1})
+        task = asyncio.create_task(retention.run())
+        async with asyncio.timeout(10):
+            while name in files(settings):
+                await asyncio.sleep(0.01)
+        task.cancel()
+
+    sweeping(settings, use)
+    assert troubles == []

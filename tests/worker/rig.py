@@ -15,7 +15,7 @@ from koala.cancelling import Cancelled
 from koala.connections import connect_async
 from koala.events import JobEvent, decode
 from koala.keys import Keys
-from koala.queue import JobQueue
+from koala.queue import JobQueue, Submitted
 from koala.settings import Settings
 from koala.spec import JobRecord, JobSpec
 from koala.store import ImageStore
@@ -175,7 +175,11 @@ class Rig:
 
     def submit_spec(self, job: JobSpec) -> str:
         """Admit a job as the gateway does; its id."""
-        return self._on_queue(lambda queue: queue.submit(job)).record.id
+        return self.submit_with(job).record.id
+
+    def submit_with(self, job: JobSpec, **how: Any) -> Submitted:
+        """Admit a job as the gateway does, with whatever else it says of it."""
+        return self._on_queue(lambda queue: queue.submit(job, **how))
 
     def cancel(self, job_id: str) -> Cancelled:
         """Cancel a job as the gateway does."""

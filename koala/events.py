@@ -19,8 +19,11 @@ class EventType(StrEnum):
     """What can happen to a job."""
 
     QUEUED = "queued"
+    # Only told to those who watch, never stored.
+    POSITION = "position"
     ADMITTED = "admitted"
     STEP = "step"
+    PREVIEW = "preview"
     REQUEUED = "requeued"
     COMPLETED = "completed"
     FAILED = "failed"
@@ -63,7 +66,8 @@ def publish(commands: _Commands, keys: Keys, job_id: str, event: JobEvent, ttl: 
     stream = keys.events(job_id)
     commands.xadd(stream, encode(event), maxlen=MAX_EVENTS, approximate=False)
     commands.expire(stream, ttl)
-    channel = keys.progress if event.type is EventType.STEP else keys.wake
+    is_progress = event.type in (EventType.STEP, EventType.PREVIEW)
+    channel = keys.progress if is_progress else keys.wake
     commands.publish(channel, f"{job_id} {event.type}")
 
 

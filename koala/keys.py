@@ -90,7 +90,7 @@ class Keys:
 
     @property
     def progress(self) -> str:
-        """The same for steps, which come too often for those who only wait for an end."""
+        """The same for steps and previews, which come too often for who only waits for an end."""
         return f"koala:{self.queue}:progress"
 
     @property

@@ -14,6 +14,9 @@ ResponseFormat = Literal["url", "b64_json"]
 Quality = Literal["low", "medium", "high", "xhigh", "max"]
 Priority = Literal["high", "normal", "low"]
 
+# Most previews of an image: nobody sees more, and each is a message.
+MAX_PREVIEWS: Final = 20
+
 # The largest integer that JSON readers with double precision keep exact.
 MAX_SEED: Final = 2**53 - 1
 
@@ -55,7 +58,7 @@ class JobSpec(_Frozen):
     worker knows it. ``images_id`` cannot be guessed (:func:`new_images_id`) and is fixed per
     job, so that a second run overwrites the first one's files. ``owner`` is the name of the API key
     that the request came with, empty where nobody logs in. After ``deadline`` (Unix time in
-    seconds) nobody wants the images any more.
+    seconds) nobody wants the images any more. ``previews`` are shown of each image on its way.
     """
 
     prompt: str
@@ -73,6 +76,7 @@ class JobSpec(_Frozen):
     quality: Quality = "medium"
     response_format: ResponseFormat = "url"
     user: str | None = None
+    previews: int = Field(0, ge=0, le=MAX_PREVIEWS)
     owner: str = ""
     priority: Priority = "normal"
     deadline: float | None = Field(None, ge=0)
@@ -86,6 +90,13 @@ class JobSpec(_Frozen):
     def image_seed(self, index: int) -> int:
         """The seed of image ``index`` (from 0)."""
         return self.seed + index
+
+    @property
+    def preview_steps(self) -> tuple[int, ...]:
+        """After which steps, counted from 1, previews are shown: evenly spread before the end."""
+        steps = self.num_inference_steps
+        spread = (round(steps * (i + 1) / (self.previews + 1)) for i in range(self.previews))
+        return tuple(sorted({step for step in spread if 0 < step < steps}))
 
     @property
     def total_steps(self) -> int:

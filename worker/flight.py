@@ -142,4 +142,5 @@ class Flight:
             guidance_scale=self.spec.guidance_scale,
             seed=self.spec.image_seed(index),
             scheduler=self.spec.scheduler,
+            preview_steps=frozenset(self.spec.preview_steps),
         )

@@ -16,7 +16,7 @@ from koala.settings import Settings
 from koala.workers import WorkerAd
 from worker.admission import EXECUTION_TTL, Admission, InvalidJob, ServedModel
 from worker.beat import Beat
-from worker.engine import DoesNotFit, Engine, EngineEvent, Failed, Finished, Progress
+from worker.engine import DoesNotFit, Engine, EngineEvent, Failed, Finished, Preview, Progress
 from worker.fencing import FencedJob, LeaseLost
 from worker.flight import Flight, ImageKey, Outcome
 from worker.gallery import Gallery
@@ -27,6 +27,7 @@ from worker.measurements import measured_sizes
 from worker.metrics import WorkerMetrics
 from worker.rates import Rates
 from worker.reaper import Reaper
+from worker.showing import Showing
 from worker.steady import SteadyWorker
 from worker.upkeep import Upkeep
 
@@ -93,6 +94,7 @@ class InflightWorker(SteadyWorker):
         self._leases = Leases(scripts, settings)
         self._admission = Admission(self, self._leases, settings, model)
         self._landing = Landing(self, metrics)
+        self._showing = Showing(self, metrics)
         self._herald = Herald(self, self.link)
         self._upkeep = Upkeep(
             self,
@@ -186,6 +188,8 @@ class InflightWorker(SteadyWorker):
         match event:
             case Progress(step=step):
                 flight.advance(event.key.index, step)
+            case Preview(step=step, image=image):
+                self._showing.show(flight, event.key.index, step, image)
             case Finished(image=image):
                 self._gallery.take(flight, event.key.index, image)
             case Failed(error=error):
@@ -349,6 +353,7 @@ class InflightWorker(SteadyWorker):
         self._beat.stop()
         self._gallery.close()
         self._landing.close()
+        self._showing.close()
         with self.link.attempt():
             self._upkeep.withdraw()
         super().teardown()

@@ -28,6 +28,12 @@ class WorkerMetrics:
             "koala_samples_waiting", "Images admitted that wait for rows of the batch."
         )
         self.images = Counter("koala_images", "Images stored.", ["format"], registry=self.registry)
+        self.previews = Counter(
+            "koala_previews",
+            "Previews, by whether they were shown or dropped to keep up.",
+            ["outcome"],
+            registry=self.registry,
+        )
         self.jobs_finished = Counter(
             "koala_jobs_finished",
             "Jobs ended, by status and error code.",

@@ -2,7 +2,7 @@
 
 from worker.engine.capacity import START_PATIENCE, Capacity
 from worker.engine.engine import Engine
-from worker.engine.events import EngineEvent, Failed, Finished, Progress
+from worker.engine.events import EngineEvent, Failed, Finished, Preview, Progress
 from worker.engine.loading import ModelLoadError
 from worker.engine.memory import DoesNotFit
 from worker.engine.pipeline import ResidentPipeline
@@ -19,6 +19,7 @@ __all__ = [
     "Failed",
     "Finished",
     "ModelLoadError",
+    "Preview",
     "Progress",
     "ResidentPipeline",
     "SampleKey",

@@ -11,9 +11,10 @@ from worker.engine.conditioning import PromptCache
 from worker.engine.decoder import Decoder
 from worker.engine.denoiser import Denoiser, StepOutcome
 from worker.engine.entry import Entry
-from worker.engine.events import EngineEvent, Failed, Finished, Progress
+from worker.engine.events import EngineEvent, Failed, Finished, Preview, Progress
 from worker.engine.memory import is_fatal, is_out_of_memory
 from worker.engine.pipeline import ResidentPipeline
+from worker.engine.previews import Previewer
 from worker.engine.request import SampleKey, SampleRequest
 from worker.engine.sample import Sample
 from worker.engine.tick import Tick, TickRecorder
@@ -52,6 +53,7 @@ class Engine:
         self._batcher: Batcher[Entry] = Batcher(self.capacity.cap)
         self._denoiser = Denoiser(pipeline)
         self._decoder = Decoder(pipeline, self.capacity)
+        self._previewer = Previewer(pipeline)
         # Every sample, in whichever phase it is.
         self._entries: dict[SampleKey, Entry] = {}
         # Whether admission waits for somebody to leave, memory being too short for more.
@@ -136,6 +138,7 @@ class Engine:
         self._decode()
         self._denoiser.keep(self._batcher.sizes)
         self.last_tick = self._tick.finish()
+        self._previewer.earn(self.last_tick.unet_seconds + self.last_tick.decode_seconds)
         return self._events
 
     # Admission
@@ -216,6 +219,7 @@ class Engine:
             self._fail(self._entries[sample.key], error)
         for sample in outcome.advanced:
             self._note_step(sample)
+        self._preview(outcome.advanced)
         if outcome.tried:
             self._make_room(size, outcome)
         else:
@@ -253,6 +257,14 @@ class Engine:
         if sample.is_denoised:
             self._batcher.remove(sample.key)
             self._decoder.add(sample)
+
+    def _preview(self, samples: list[Sample]) -> None:
+        wanted = [sample for sample in samples if sample.predicted is not None]
+        if wanted:
+            with self._tick.phase("preview"):
+                drawn = self._previewer.draw(wanted)
+            for sample, image in drawn:
+                self._events.append(Preview(sample.key, sample.steps_done, image))
 
     # Decoding
 

@@ -18,6 +18,15 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
+class Preview:
+    """What a sample looks like after ``step`` steps: a small Pillow image in mode RGB."""
+
+    key: SampleKey
+    step: int
+    image: Image
+
+
+@dataclass(frozen=True, slots=True)
 class Finished:
     """A sample is drawn: ``image`` is a Pillow image in mode RGB. The engine has forgotten it."""
 
@@ -33,4 +42,4 @@ class Failed:
     error: Exception
 
 
-EngineEvent: TypeAlias = Progress | Finished | Failed
+EngineEvent: TypeAlias = Progress | Preview | Finished | Failed

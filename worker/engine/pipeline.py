@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from worker.engine.loading import load_pipeline
+from worker.engine.loading import ModelLoadError, load_pipeline
+from worker.engine.projection import Projection
 from worker.engine.schedulers import Schedulers
 from worker.engine.speedups import NO_SPEED_UPS, SpeedUps, speed_up
 
@@ -21,7 +22,7 @@ class ResidentPipeline:
         speed_ups: Applied to the models in place.
 
     Raises:
-        ModelLoadError: A speed-up does not work here.
+        ModelLoadError: A speed-up does not work here, or the latent-to-RGB map is malformed.
     """
 
     def __init__(self, pipeline: Any, name: str, speed_ups: SpeedUps = NO_SPEED_UPS) -> None:
@@ -43,6 +44,7 @@ class ResidentPipeline:
             # Such a VAE overflows in fp16. diffusers casts it to and fro around each call.
             self._vae.to(torch.float32)
         self._vae_dtype: torch.dtype = self._vae.dtype
+        self.projection = _projection(pipeline)
         self._run_unet = speed_up(pipeline, speed_ups)
 
     @classmethod
@@ -190,3 +192,12 @@ class ResidentPipeline:
         """Wait until the device has done what it was told, so that times are its own."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+
+
+def _projection(pipeline: Any) -> Projection:
+    if not pipeline.name_or_path:
+        return Projection()
+    try:
+        return Projection.load(Path(pipeline.name_or_path), pipeline.unet.config.in_channels)
+    except ValueError as error:
+        raise ModelLoadError(str(error)) from None

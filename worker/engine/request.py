@@ -26,6 +26,7 @@ class SampleRequest:
         seed: Seeds the CPU generator that draws the initial noise, and the noise which some
             schedulers add in every step.
         scheduler: A key of ``koala.schedulers.SCHEDULERS``; ``None`` for the checkpoint's own.
+        preview_steps: After which of its steps, counted from 1, a preview is wanted.
     """
 
     key: SampleKey
@@ -37,6 +38,7 @@ class SampleRequest:
     guidance_scale: float
     seed: int
     scheduler: str | None = None
+    preview_steps: frozenset[int] = frozenset()
 
     @property
     def size(self) -> Size:

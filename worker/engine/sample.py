@@ -44,6 +44,8 @@ class Sample:
         self._position = 0
         # Whether the last U-Net call completed a denoising step.
         self.completed_step = False
+        # What the latents (1, C, h, w) would end as, after a step that a preview is wanted of.
+        self.predicted: torch.Tensor | None = None
         self._generator = torch.Generator("cpu").manual_seed(request.seed)
         self._step_arguments = step_arguments(self._scheduler, self._generator)
         dtype = positive.prompt_embeds.dtype
@@ -111,6 +113,7 @@ class Sample:
         """
         steps_before = self.steps_done
         state = self._state()
+        predicted = self._predict(noise_pred) if self._wants_preview else None
         try:
             (latents, *_) = self._scheduler.step(
                 noise_pred, self.timestep, self.latents, **self._step_arguments, return_dict=False
@@ -121,6 +124,28 @@ class Sample:
         self.latents = latents.to(self.latents.dtype)
         self._position += 1
         self.completed_step = self.steps_done > steps_before
+        self.predicted = predicted if self.completed_step and not self.is_denoised else None
+
+    @property
+    def _wants_preview(self) -> bool:
+        return self.steps_done + 1 in self.request.preview_steps
+
+    def _predict(self, output: torch.Tensor) -> torch.Tensor:
+        """The clean latents that the U-Net's output points to (https://arxiv.org/abs/2010.02502,
+        equation 9; for v-prediction https://arxiv.org/abs/2202.00512, appendix D).
+
+        The scaled input is, for all schedulers, the sample of the variance-preserving process.
+        """
+        noisy = self.model_input().float()
+        output = output.float()
+        alphas: torch.Tensor = self._scheduler.alphas_cumprod
+        # Some schedules have timesteps between the training's own.
+        position = min(max(round(float(self.timestep)), 0), len(alphas) - 1)
+        alpha = alphas[position].to(noisy.device, torch.float32)
+        signal, noise = alpha.sqrt(), (1 - alpha).sqrt()
+        if self._scheduler.config.prediction_type == "v_prediction":
+            return signal * noisy - noise * output
+        return (noisy - noise * output) / signal
 
     def _state(self) -> tuple[dict[str, Any], torch.Tensor]:
         """What a scheduler step changes: the scheduler's attributes, lists in them, the noise."""

@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias
 
 from worker.batching import Size
 
-Phase: TypeAlias = Literal["encode", "unet", "scheduler", "decode"]
+Phase: TypeAlias = Literal["encode", "unet", "scheduler", "preview", "decode"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +26,7 @@ class Tick:
         encode_seconds: Prompts, initial noise and schedules of the samples admitted.
         unet_seconds: The U-Net call, its inputs put together included.
         scheduler_seconds: Guidance and scheduler steps.
+        preview_seconds: Previews of samples under way.
         decode_seconds: The VAE's decoder and the conversion to 8 bits.
     """
 
@@ -39,6 +40,7 @@ class Tick:
     encode_seconds: float = 0.0
     unet_seconds: float = 0.0
     scheduler_seconds: float = 0.0
+    preview_seconds: float = 0.0
     decode_seconds: float = 0.0
 
 
@@ -78,5 +80,6 @@ class TickRecorder:
             encode_seconds=seconds.get("encode", 0.0),
             unet_seconds=seconds.get("unet", 0.0),
             scheduler_seconds=seconds.get("scheduler", 0.0),
+            preview_seconds=seconds.get("preview", 0.0),
             decode_seconds=seconds.get("decode", 0.0),
         )

@@ -32,7 +32,8 @@ def create_app(settings: Settings) -> FastAPI:
                 yield
         finally:
             sweeping.cancel()
-            await asyncio.gather(sweeping, return_exceptions=True)
+            await asyncio.gather(sweeping, *gateway.tasks, return_exceptions=True)
+            await gateway.feeds.close()
             await gateway.redis.aclose()
 
     app = FastAPI(

@@ -1,5 +1,6 @@
 """What the routes share: made once per application, given to each route as a dependency."""
 
+import asyncio
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -11,6 +12,7 @@ from koala.connections import connect_async
 from koala.queue import JobQueue
 from koala.settings import Settings
 from koala.store import ImageStore
+from service.feeds import Feeds
 from service.fleet import Fleet
 from service.hub import Hub
 from service.metrics import Metrics
@@ -30,10 +32,13 @@ class Gateway:
     redis: redis.asyncio.Redis
     queue: JobQueue
     hub: Hub
+    feeds: Feeds
     fleet: Fleet
     store: ImageStore
     retention: Retention
     metrics: Metrics = field(default_factory=Metrics)
+    # What goes on although the request that began it is over.
+    tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
     @classmethod
     def build(cls, settings: Settings) -> "Gateway":
@@ -58,10 +63,16 @@ class Gateway:
             redis=connection,
             queue=queue,
             hub=Hub(connection, queue),
+            feeds=Feeds(connection, queue.keys),
             fleet=Fleet(connection, queue.keys),
             store=store,
             retention=Retention(connection, queue.keys, store, settings),
         )
+
+    def dismiss(self) -> None:
+        """Send all who wait or watch away, because the process is about to end."""
+        self.hub.dismiss()
+        self.feeds.dismiss()
 
     def base_url(self, request: Request) -> str:
         """The base of URLs in responses, without a slash at its end."""

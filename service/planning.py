@@ -66,6 +66,7 @@ def plan(
         quality=quality,
         response_format=request.response_format or "url",
         user=request.safety_identifier or request.user or None,
+        previews=(request.partial_images if request.stream else request.previews) or 0,
         owner=owner,
         images_id=new_images_id(owner),
         priority=request.priority or "normal",
@@ -81,14 +82,15 @@ def _check_model(model: str | None, card: ModelCard, settings: Settings) -> None
 
 
 def _refuse_unsupported(request: GenerationRequest) -> None:
-    if request.stream:
+    if request.partial_images and not request.stream:
         raise InvalidRequest(
-            "`stream` is not supported yet: leave it out or set it to false.", param="stream"
-        )
-    if request.partial_images is not None:
-        raise InvalidRequest(
-            "`partial_images` belongs to streaming, which is not supported yet: leave it out.",
+            "`partial_images` belongs to streaming: set `stream` to true, or ask for `previews` "
+            "and watch the job's events.",
             param="partial_images",
+        )
+    if request.previews and request.stream:
+        raise InvalidRequest(
+            "`previews` are for a job's events; a stream has `partial_images`.", param="previews"
         )
     if request.style is not None:
         raise InvalidRequest(

@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetCoreSchema
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from koala.schedulers import SCHEDULERS, canonical_name
-from koala.spec import MAX_SEED, OutputFormat, Priority, ResponseFormat
+from koala.spec import MAX_PREVIEWS, MAX_SEED, OutputFormat, Priority, ResponseFormat
 
 RequestQuality = Literal["low", "medium", "high", "xhigh", "max", "auto", "standard", "hd"]
 
@@ -116,12 +116,12 @@ class GenerationRequest(BaseModel):
     ] = None
     stream: Annotated[
         bool | None,
-        Field(description="Streaming is not supported yet: true is refused."),
+        Field(description="Server-Sent Events: partial images, then the finished ones."),
         Must("true or false"),
     ] = None
     partial_images: Annotated[
         int | None,
-        Field(ge=0, le=3, description="Part of streaming: refused unless null."),
+        Field(ge=0, le=3, description="Partial images of a stream; null: 0."),
         Must("a whole number from 0 to 3"),
     ] = None
     style: Annotated[ShortText | None, Field(description="Not supported: refused unless null.")] = (
@@ -161,6 +161,15 @@ class GenerationRequest(BaseModel):
             description=f"How noise becomes an image: {', '.join(SCHEDULERS)}; what diffusers, "
             "AUTOMATIC1111 and ComfyUI call these works too. Null: the model's own."
         ),
+    ] = None
+    previews: Annotated[
+        int | None,
+        Field(
+            ge=0,
+            le=MAX_PREVIEWS,
+            description="Small images on the way, for `GET /v1/jobs/{id}/events`; null: 0.",
+        ),
+        Must(f"a whole number from 0 to {MAX_PREVIEWS}"),
     ] = None
     priority: Annotated[
         Priority | None,

@@ -14,7 +14,6 @@ from koala.errors import ModelNotFound
 from koala.settings import Settings
 from service.app import create_app
 from service.gateway import BadSetting, Gateway
-from service.hub import Hub
 
 log = structlog.get_logger()
 
@@ -30,14 +29,14 @@ class _Stopped(Exception):
 class _Server(uvicorn.Server):
     """A uvicorn that sends waiting clients away with an answer before it cuts them off."""
 
-    def __init__(self, config: uvicorn.Config, hub: Hub, patience: float) -> None:
+    def __init__(self, config: uvicorn.Config, gateway: Gateway, patience: float) -> None:
         super().__init__(config)
-        self._hub = hub
+        self._gateway = gateway
         self._patience = patience
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop accepting, wait for what is in flight, and end."""
-        dismissal = asyncio.get_running_loop().call_later(self._patience, self._hub.dismiss)
+        dismissal = asyncio.get_running_loop().call_later(self._patience, self._gateway.dismiss)
         try:
             await super().shutdown(sockets)
         finally:
@@ -79,7 +78,7 @@ def run(settings: Settings) -> int:
         timeout_graceful_shutdown=max(1, int(settings.drain_seconds)),
     )
     # Answers need a moment to get out.
-    server = _Server(config, gateway.hub, patience=max(0.0, settings.drain_seconds - 1))
+    server = _Server(config, gateway, patience=max(0.0, settings.drain_seconds - 1))
     log.info("listening", url=_url(settings, listener), model=gateway.card.id)
     # uvicorn raises the signal again once it has shut down; ours makes that the normal end.
     for number in (signal.SIGINT, signal.SIGTERM):

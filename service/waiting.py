@@ -95,6 +95,13 @@ async def abandon(gateway: Gateway, job_id: str) -> None:
     gateway.metrics.jobs_abandoned.labels(outcome.value).inc()
 
 
+def abandon_soon(gateway: Gateway, job_id: str) -> None:
+    """The same, where nothing can be awaited because the client's request is being torn down."""
+    task = asyncio.create_task(abandon(gateway, job_id))
+    gateway.tasks.add(task)
+    task.add_done_callback(gateway.tasks.discard)
+
+
 def dismissal(job_id: str) -> QueueUnavailable:
     """What a client hears whose image was not ready when this process had to end."""
     # A repeat of the request would draw the same image a second time.

@@ -9,26 +9,21 @@ import structlog
 from fastapi import APIRouter, Depends, Header, Request
 from starlette.responses import Response
 
-from koala.errors import (
-    DeadlineExceeded,
-    JobCancelled,
-    JobFailed,
-    KoalaError,
-    MethodNotAllowed,
-    UnsupportedMediaType,
-    WaitTimeout,
-)
+from koala.errors import MethodNotAllowed, UnsupportedMediaType
 from koala.queue import new_job_id
-from koala.spec import JobError, JobRecord, JobSpec
+from koala.spec import JobRecord, JobSpec
 from service.errors import ClientGone, ErrorBody
 from service.gateway import Gateway, GatewayDep
+from service.image_stream import image_events
+from service.outcomes import failure, not_ready
 from service.planning import plan
 from service.preferences import Preference, parse
 from service.render import images_body, job_body, json_response, retry_after
 from service.requests import GenerationRequest
 from service.responses import ImagesResponse, Job
+from service.streams import event_stream
 from service.submitting import idempotency, submit
-from service.waiting import abandon, dismissal, follow, is_over, job_headers, wait_for_end
+from service.waiting import abandon, follow, is_over, job_headers, wait_for_end
 
 log = structlog.get_logger()
 
@@ -86,6 +81,21 @@ async def generate(
     preference = parse(prefer or ())
     seconds = preference.seconds(gateway.settings.sync_timeout)
     job_id, ended = new_job_id(), None
+    if body.stream:
+        submitted = await submit(
+            gateway,
+            spec,
+            job_id,
+            idempotency=idempotency(idempotency_key, body),
+            kept=False,
+        )
+        frames = image_events(
+            gateway,
+            submitted.record,
+            gateway.base_url(request),
+            _patience(submitted.record.spec, gateway.settings.sync_timeout),
+        )
+        return event_stream(frames, job_headers(submitted.record.id))
     with gateway.hub.watch(job_id) as may_have_ended:
         submitted = await submit(
             gateway,
@@ -106,7 +116,7 @@ async def generate(
     if ended is not None:
         return await _finished(gateway, request, ended, preference, headers)
     if not preference.accepts_job:
-        raise await _not_ready(gateway, record)
+        raise await not_ready(gateway, record)
     return await _unfinished(gateway, request, record, preference, headers)
 
 
@@ -136,22 +146,6 @@ async def _wait(
         raise
 
 
-async def _not_ready(gateway: Gateway, record: JobRecord) -> KoalaError:
-    """What a client hears who waits for nothing but images, and there are none yet."""
-    if gateway.hub.is_dismissed:
-        return dismissal(record.id)
-    headers = job_headers(record.id)
-    if record.spec.deadline is not None and time.time() > record.spec.deadline:
-        # No worker is there to say so.
-        await gateway.queue.cancel(record.id)
-        return DeadlineExceeded("The deadline passed before the job was done.", headers=headers)
-    return WaitTimeout(
-        f"The image was not ready within {gateway.settings.sync_timeout:g} s. The job goes on: "
-        f"see /v1/jobs/{record.id}.",
-        headers=headers,
-    )
-
-
 async def _finished(
     gateway: Gateway,
     request: Request,
@@ -160,12 +154,8 @@ async def _finished(
     headers: dict[str, str],
 ) -> Response:
     headers = headers | job_headers(record.id)
-    if record.state == "failed":
-        error = record.error or JobError(message="The job failed and nobody said why.")
-        kind = DeadlineExceeded if error.code == "deadline_exceeded" else JobFailed
-        raise kind(error.message, code=error.code, headers=headers)
-    if record.state == "cancelled":
-        raise JobCancelled(f"The job {record.id} was cancelled.", headers=headers)
+    if record.state != "completed":
+        raise failure(record)
     headers |= _applied(gateway, preference, finished=True)
     return json_response(
         await images_body(gateway, record, gateway.base_url(request)), headers=headers

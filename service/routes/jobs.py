@@ -2,8 +2,8 @@
 
 from typing import Annotated, Final
 
-from fastapi import APIRouter, Path, Query, Request
-from starlette.responses import Response
+from fastapi import APIRouter, Header, Path, Query, Request
+from starlette.responses import Response, StreamingResponse
 
 from koala.cancelling import Cancelled
 from koala.errors import InvalidRequest, JobNotFound
@@ -14,6 +14,7 @@ from service.gateway import Gateway, GatewayDep
 from service.render import job_body, json_response, retry_after
 from service.requests import Must
 from service.responses import Job, JobList
+from service.streams import event_stream, job_events
 from service.waiting import follow, is_over
 
 # A running job is stopped between two steps; slower ones are told of as they stand.
@@ -90,6 +91,33 @@ async def cancel_job(
         wait = 0.0
     record = await follow(gateway, request, job_id, wait)
     return await _answer(gateway, request, record)
+
+
+@router.get(
+    "/{id}/events",
+    response_class=StreamingResponse,
+    responses={
+        200: {
+            "content": {"text/event-stream": {}},
+            "description": "Events: queued, position, admitted, step, preview, requeued, "
+            "completed, failed, cancelled.",
+        }
+    },
+)
+async def watch_job(
+    request: Request,
+    gateway: GatewayDep,
+    job_id: JobId,
+    last_event_id: Annotated[
+        str | None, Header(description="The last event that you have seen.")
+    ] = None,
+) -> Response:
+    """A job's course as Server-Sent Events: what was, what comes, and the job as it ended."""
+    _check(gateway, job_id, 0.0)
+    record = await gateway.queue.get(job_id)
+    if not is_over(record):
+        await gateway.queue.keep(job_id)
+    return event_stream(job_events(gateway, record, gateway.base_url(request), last_event_id))
 
 
 def _check(gateway: Gateway, job_id: str, wait: float) -> None:

@@ -1,6 +1,7 @@
 """A gateway on a real socket, and a stand-in for the worker that draws nothing."""
 
 import asyncio
+import base64
 import io
 import threading
 import time
@@ -105,6 +106,22 @@ class FakeWorker:
         """Say how far a job is."""
         steps = self.spec(job_id).total_steps
         self._publish(job_id, JobEvent(EventType.STEP, {"step": step, "steps": steps}))
+
+    def preview(self, job_id: str, preview: int, image: int = 0) -> None:
+        """Show what an image looks like on its way."""
+        buffer = io.BytesIO()
+        Image.new("RGB", (8, 8), "grey").save(buffer, "WEBP")
+        data = {
+            "image": image,
+            "preview": preview,
+            "step": self.spec(job_id).preview_steps[preview],
+            "steps": self.spec(job_id).num_inference_steps,
+            "media_type": "image/webp",
+            "width": 8,
+            "height": 8,
+            "b64_json": base64.b64encode(buffer.getvalue()).decode(),
+        }
+        self._publish(job_id, JobEvent(EventType.PREVIEW, data))
 
     def finish(self, job_id: str, *, silently: bool = False) -> None:
         """Complete a job with images of one colour; ``silently`` wakes nobody."""

@@ -62,9 +62,9 @@ def accepted(api: Served, **fields: Any) -> dict[str, Any]:
         ("background", "transparent", "opaque"),
         ("background", "green", "'opaque'"),
         ("moderation", "none", "'low'"),
-        ("stream", True, "not supported yet"),
         ("stream", "false", "true or false"),
-        ("partial_images", 0, "streaming"),
+        ("partial_images", 1, "streaming"),
+        ("previews", 21, "0 to 20"),
         ("partial_images", 4, "0 to 3"),
         ("style", "vivid", "not supported"),
         ("user", 7, "string"),
@@ -206,7 +206,7 @@ def test_null_means_the_default(api: Served) -> None:
     optional = (
         "model n size quality response_format output_format output_compression background "
         "moderation stream partial_images style user safety_identifier negative_prompt seed "
-        "num_inference_steps guidance_scale scheduler"
+        "num_inference_steps guidance_scale scheduler previews priority deadline_seconds"
     )
     job = accepted(api, **dict.fromkeys(optional.split()))
     wanted = {

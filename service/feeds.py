@@ -1,0 +1,211 @@
+"""The events of jobs, for those who watch: one reader per process, however many listen.
+
+Each job that is watched has one feed, read from its stream in Redis and kept as long as somebody
+listens; a listener walks along it at its own pace. Messages on the wake-up channels say which feeds
+to read on; all of them are read on now and then anyway, for messages can get lost.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Final
+
+import redis
+import redis.asyncio
+import structlog
+
+from koala.events import EventType, JobEvent, decode
+from koala.keys import Keys
+
+log = structlog.get_logger()
+
+_POLL_SECONDS: Final = 1.0
+_BACKOFF_SECONDS: Final = 0.5
+_QUEUED: Final = frozenset({EventType.QUEUED, EventType.REQUEUED, EventType.POSITION})
+
+
+@dataclass(slots=True, eq=False)
+class _Feed:
+    """What is known of a job's events, oldest first."""
+
+    job_id: str
+    events: list[JobEvent] = field(default_factory=list)
+    listeners: int = 0
+    grown: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def last_id(self) -> str:
+        return next((event.id for event in reversed(self.events) if event.id), "0-0")
+
+    @property
+    def has_ended(self) -> bool:
+        return bool(self.events) and self.events[-1].type.is_terminal
+
+    @property
+    def is_queued(self) -> bool:
+        return bool(self.events) and self.events[-1].type in _QUEUED
+
+    @property
+    def position(self) -> int | None:
+        last = self.events[-1]
+        return int(last.data["position"]) if last.type is EventType.POSITION else None
+
+    def grow(self, events: list[JobEvent]) -> None:
+        self.events += events
+        grown, self.grown = self.grown, asyncio.Event()
+        grown.set()
+
+
+class Feeds:
+    """Feeds of the jobs of one queue.
+
+    Args:
+        connection: An asyncio client that returns bytes.
+        keys: Keys of the queue.
+    """
+
+    def __init__(self, connection: redis.asyncio.Redis, keys: Keys) -> None:
+        self._redis = connection
+        self._keys = keys
+        self._feeds: dict[str, _Feed] = {}
+        self._reader: asyncio.Task[None] | None = None
+        self._next_positions = 0.0
+        self._is_dismissed = False
+
+    @property
+    def listeners(self) -> int:
+        """How many listen right now."""
+        return sum(feed.listeners for feed in self._feeds.values())
+
+    async def follow(
+        self, job_id: str, after: str | None = None, heartbeat: float = 15.0
+    ) -> AsyncIterator[JobEvent | None]:
+        """A job's events, the past ones first, up to and with its end; early if dismissed.
+
+        Args:
+            job_id: The job.
+            after: The id of the last event that the listener knows.
+            heartbeat: ``None`` comes whenever nothing else did for so many seconds.
+
+        Raises:
+            redis.RedisError: Redis cannot be reached at first; later outages are waited out.
+        """
+        feed = self._feeds.setdefault(job_id, _Feed(job_id))
+        feed.listeners += 1
+        try:
+            if feed.listeners == 1:
+                await self._read([feed])
+            if self._reader is None:
+                self._reader = asyncio.create_task(self._keep_reading())
+            known = 0 if after is None else _behind(feed.events, after)
+            while True:
+                grown = feed.grown
+                while known < len(feed.events):
+                    event = feed.events[known]
+                    known += 1
+                    yield event
+                    if event.type.is_terminal:
+                        return
+                if self._is_dismissed:
+                    return
+                try:
+                    async with asyncio.timeout(heartbeat):
+                        await grown.wait()
+                except TimeoutError:
+                    yield None
+        finally:
+            feed.listeners -= 1
+            if not feed.listeners:
+                del self._feeds[job_id]
+
+    def dismiss(self) -> None:
+        """End all feeds, because the process is about to end."""
+        self._is_dismissed = True
+        for feed in self._feeds.values():
+            feed.grow([])
+
+    async def close(self) -> None:
+        """Stop reading."""
+        if self._reader is not None:
+            self._reader.cancel()
+            await asyncio.gather(self._reader, return_exceptions=True)
+
+    async def _keep_reading(self) -> None:
+        while self._feeds:
+            try:
+                await self._listen()
+            except redis.RedisError as error:
+                log.warning("the feeds have lost the queue", error=str(error))
+                await asyncio.sleep(_BACKOFF_SECONDS)
+            except Exception:
+                # Nobody awaits this task: dying here would leave all listeners waiting.
+                log.exception("the feeds stumbled")
+                await asyncio.sleep(_BACKOFF_SECONDS)
+        self._reader = None
+
+    async def _listen(self) -> None:
+        async with self._redis.pubsub(ignore_subscribe_messages=True) as subscription:
+            await subscription.subscribe(self._keys.wake, self._keys.progress)
+            # What came before the subscription has no message.
+            await self._read(list(self._feeds.values()))
+            while self._feeds:
+                changed = await self._changed(subscription)
+                feeds = list(self._feeds.values())
+                await self._read([f for f in feeds if not changed or f.job_id in changed])
+                await self._tell_positions()
+
+    @staticmethod
+    async def _changed(subscription: redis.asyncio.client.PubSub) -> set[str]:
+        """Ids of jobs with news; none when nobody said anything for a while."""
+        changed: set[str] = set()
+        message = await subscription.get_message(timeout=_POLL_SECONDS)
+        while message is not None:
+            job_id, _, _ = message["data"].partition(b" ")
+            changed.add(job_id.decode())
+            message = await subscription.get_message(timeout=0.0)
+        return changed
+
+    async def _read(self, feeds: list[_Feed]) -> None:
+        feeds = [feed for feed in feeds if not feed.has_ended]
+        if not feeds:
+            return
+        asked = [feed.last_id for feed in feeds]
+        async with self._redis.pipeline(transaction=False) as pipeline:
+            for feed, last_id in zip(feeds, asked, strict=True):
+                pipeline.xrange(self._keys.events(feed.job_id), min=f"({last_id}")
+            replies = await pipeline.execute()
+        for feed, last_id, entries in zip(feeds, asked, replies, strict=True):
+            # Another reader may have come first.
+            if feed.last_id == last_id and entries:
+                events = [decode(*entry) for entry in entries]
+                feed.grow([event for event in events if event is not None])
+
+    async def _tell_positions(self) -> None:
+        queued = [feed for feed in self._feeds.values() if feed.is_queued]
+        now = time.monotonic()
+        if not queued or now < self._next_positions:
+            return
+        self._next_positions = now + _POLL_SECONDS
+        async with self._redis.pipeline(transaction=False) as pipeline:
+            for feed in queued:
+                pipeline.lpos(self._keys.pending, feed.job_id)
+            positions = await pipeline.execute()
+        for feed, position in zip(queued, positions, strict=True):
+            if position is not None and feed.is_queued and position != feed.position:
+                feed.grow([JobEvent(EventType.POSITION, {"position": position})])
+
+
+def _behind(events: list[JobEvent], after: str) -> int:
+    """The index of the first event after the id ``after``."""
+    known = _order(after)
+    seen = [i for i, event in enumerate(events) if event.id and _order(event.id) <= known]
+    return seen[-1] + 1 if seen else 0
+
+
+def _order(event_id: str) -> tuple[int, int]:
+    milliseconds, _, sequence = event_id.partition("-")
+    with suppress(ValueError):
+        return int(milliseconds), int(sequence or 0)
+    return 0, 0

@@ -1,0 +1,34 @@
+"""What a client hears of a job that did not complete, or not in time."""
+
+import time
+
+from koala.errors import DeadlineExceeded, JobCancelled, JobFailed, KoalaError, WaitTimeout
+from koala.spec import JobError, JobRecord
+from service.gateway import Gateway
+from service.waiting import dismissal, job_headers
+
+
+def failure(record: JobRecord) -> KoalaError:
+    """Why a job that has ended has no images."""
+    headers = job_headers(record.id)
+    if record.state == "cancelled":
+        return JobCancelled(f"The job {record.id} was cancelled.", headers=headers)
+    error = record.error or JobError(message="The job failed and nobody said why.")
+    kind = DeadlineExceeded if error.code == "deadline_exceeded" else JobFailed
+    return kind(error.message, code=error.code, headers=headers)
+
+
+async def not_ready(gateway: Gateway, record: JobRecord) -> KoalaError:
+    """Why a client who waits for nothing but images gets none yet."""
+    if gateway.hub.is_dismissed:
+        return dismissal(record.id)
+    headers = job_headers(record.id)
+    if record.spec.deadline is not None and time.time() > record.spec.deadline:
+        # No worker is there to say so.
+        await gateway.queue.cancel(record.id)
+        return DeadlineExceeded("The deadline passed before the job was done.", headers=headers)
+    return WaitTimeout(
+        f"The image was not ready within {gateway.settings.sync_timeout:g} s. The job goes on: "
+        f"see /v1/jobs/{record.id}.",
+        headers=headers,
+    )

@@ -6,8 +6,10 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import ByteSize, Field, SecretStr, model_validator
+from pydantic import ByteSize, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from koala import webhook_secret
 
 # A Unix socket's address holds 108 bytes on Linux, 104 on macOS.
 _LONGEST_SOCKET_PATH = 100
@@ -21,7 +23,12 @@ class Settings(BaseSettings):
     """
 
     model_config = SettingsConfigDict(
-        env_prefix="KOALA_", env_ignore_empty=True, frozen=True, validate_default=True
+        env_prefix="KOALA_",
+        env_ignore_empty=True,
+        frozen=True,
+        validate_default=True,
+        # Some are secrets.
+        hide_input_in_errors=True,
     )
 
     redis_url: str | None = Field(
@@ -153,7 +160,8 @@ class Settings(BaseSettings):
     )
     webhook_secret: SecretStr | None = Field(
         None,
-        description="Secret that signs webhooks, `whsec_` and base64 of 24 to 64 bytes. "
+        description="Secret that signs webhooks, `whsec_` and base64 of 24 to 64 bytes; of "
+        "several, separated by commas, each signs. "
         "Unset: requests with a `webhook_url` are refused.",
     )
     webhook_allow_private: bool = Field(
@@ -189,6 +197,20 @@ class Settings(BaseSettings):
                 "heartbeat loses a job"
             )
         return self
+
+    @field_validator("webhook_secret")
+    @classmethod
+    def _webhook_secret_is_well_formed(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            webhook_secret.split(value.get_secret_value())
+        return value
+
+    @property
+    def webhook_secrets(self) -> list[str]:
+        """The secrets that sign webhooks; without any there are no webhooks."""
+        if self.webhook_secret is None:
+            return []
+        return webhook_secret.split(self.webhook_secret.get_secret_value())
 
     @property
     def resolved_redis_url(self) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import httpx
 import redis
+from pydantic import SecretStr
 from rich.console import Console
 
 from koala import embedded, logs
@@ -125,9 +126,14 @@ def _share(settings: Settings, index: int) -> dict[str, str]:
 
 def _environment(settings: Settings) -> dict[str, str]:
     # The parts read the same settings as we did, options of the command line included.
+    values = settings.model_dump(mode="json")
+    # As JSON a secret is asterisks.
+    values |= {
+        name: value.get_secret_value() for name, value in settings if isinstance(value, SecretStr)
+    }
     ours = {
         f"KOALA_{name.upper()}": value if isinstance(value, str) else json.dumps(value)
-        for name, value in settings.model_dump(mode="json").items()
+        for name, value in values.items()
         if value is not None
     }
     return {**os.environ, **ours, "KOALA_DATA_DIR": str(settings.data_dir.resolve())}

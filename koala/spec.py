@@ -59,6 +59,8 @@ class JobSpec(_Frozen):
     job, so that a second run overwrites the first one's files. ``owner`` is the name of the API key
     that the request came with, empty where nobody logs in. After ``deadline`` (Unix time in
     seconds) nobody wants the images any more. ``previews`` are shown of each image on its way.
+    ``webhook_url`` hears of the job's end, with image URLs that begin with ``base_url``, which is
+    empty without a webhook.
     """
 
     prompt: str
@@ -81,6 +83,7 @@ class JobSpec(_Frozen):
     priority: Priority = "normal"
     deadline: float | None = Field(None, ge=0)
     webhook_url: str | None = None
+    base_url: str = ""
     images_id: str = Field(default_factory=new_images_id, pattern=r"^[0-9a-f]{32}$")
 
     def image_name(self, index: int) -> str:

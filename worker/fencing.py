@@ -21,7 +21,7 @@ from rq.worker import SimpleWorker
 from koala.events import EventType, JobEvent, publish
 from koala.expiry import ExpiringImages
 from koala.keys import Keys
-from koala.scripts import TOKEN
+from koala.scripts import TOKEN, WEBHOOK
 from koala.spec import JobSpec
 
 log = structlog.get_logger()
@@ -39,12 +39,19 @@ class FencedJob(Job):
     """A job that knows under which lease it is held and how its end is told.
 
     ``token`` is the id of the execution it was claimed for. ``last_event`` is published in the
-    transaction that ends the job. ``spec`` is known once the job was read.
+    transaction that ends the job; where ``has_webhook``, that puts the job into the outbox too.
+    ``spec`` is known once the job was read.
     """
 
     token: str = ""
     spec: JobSpec | None = None
     last_event: JobEvent | None = None
+    has_webhook: bool = False
+
+    def restore(self, raw_data: Any) -> Any:
+        """RQ's, and the fields that are ours."""
+        self.has_webhook = WEBHOOK.encode() in raw_data
+        return super().restore(raw_data)
 
     def forget_hooks(self) -> None:
         """Drop what RQ would import or call when the job ends: callbacks, webhooks, retries.
@@ -213,7 +220,7 @@ class FencedWorker(SimpleWorker):
     def cleanup_execution(
         self, job: Job, pipeline: Pipeline, execution: Execution | None = None
     ) -> None:
-        """RQ's hook in the transaction that ends a job: the lease and the last event belong there.
+        """RQ's hook in the transaction that ends a job: lease, last event, outbox belong there.
 
         The token stays, so that a repeated attempt can tell its own work from somebody else's.
         """
@@ -227,6 +234,8 @@ class FencedWorker(SimpleWorker):
             kept = (job.result_ttl or 0) if completed else 0
             member = ExpiringImages.of(job.spec).encode()
             pipeline.zadd(self.keys.images, {member: int(time.time()) + kept})
+        if job.has_webhook:
+            pipeline.zadd(self.keys.outbox, {job.id: time.time()})
         if job.last_event is not None:
             publish(pipeline, self.keys, job.id, job.last_event, self.event_ttl)
 

@@ -47,6 +47,7 @@ def test_the_release_is_the_one_that_was_read() -> None:
         (BaseWorker.teardown, ["self"]),
         (BaseWorker.unsubscribe, ["self"]),
         (BaseWorker.serialize, ["self"]),
+        (Job.restore, ["self", "raw_data"]),
         (Job.prepare_for_execution, ["self", "worker_name", "pipeline"]),
         (Execution.create, ["job", "ttl", "pipeline", "worker_name"]),
         (Execution.heartbeat, ["self", "started_job_registry", "ttl", "pipeline"]),

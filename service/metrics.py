@@ -46,6 +46,23 @@ class Metrics:
             "Clients that wait for a job's end right now.",
             registry=self.registry,
         )
+        self.webhooks = Counter(
+            "koala_webhooks",
+            "Attempts to deliver webhooks by what came of them.",
+            ["outcome"],
+            registry=self.registry,
+        )
+        self.webhook_seconds = Histogram(
+            "koala_webhook_seconds",
+            "Time of one attempt to deliver a webhook.",
+            buckets=_REQUEST_BUCKETS,
+            registry=self.registry,
+        )
+        self.webhooks_waiting = Gauge(
+            "koala_webhooks_waiting",
+            "Webhooks of ended jobs that are still to be delivered.",
+            registry=self.registry,
+        )
         self.redis_up = Gauge(
             "koala_redis_up", "Whether Redis answered this scrape.", registry=self.registry
         )
@@ -65,5 +82,7 @@ class Metrics:
             self.jobs_submitted.labels(outcome)
         for cancelled in (Cancelled.CANCELLED, Cancelled.ASKED, Cancelled.KEPT, Cancelled.OVER):
             self.jobs_abandoned.labels(cancelled.value)
+        for outcome in ("delivered", "retried", "given_up", "gone", "refused", "expired"):
+            self.webhooks.labels(outcome)
         for response_format in ("url", "b64_json"):
             self.images_served.labels(response_format)

@@ -10,6 +10,7 @@ from koala.schedulers import SCHEDULERS
 from koala.settings import Settings
 from koala.spec import MAX_SEED, JobSpec, Quality, new_images_id
 from service.requests import GenerationRequest, RequestQuality
+from service.webhooks.target import check_webhook_url
 
 _QUALITY: Final[dict[RequestQuality, Quality]] = {
     "low": "low",
@@ -24,9 +25,15 @@ _QUALITY: Final[dict[RequestQuality, Quality]] = {
 
 
 def plan(
-    request: GenerationRequest, card: ModelCard, settings: Settings, owner: str = ""
+    request: GenerationRequest,
+    card: ModelCard,
+    settings: Settings,
+    owner: str = "",
+    base_url: str = "",
 ) -> JobSpec:
     """The job that honours ``request``, which came with the API key called ``owner``.
+
+    A webhook's image URLs begin with ``base_url``.
 
     Raises:
         ModelNotFound: The request names a model other than ``card``.
@@ -49,6 +56,9 @@ def plan(
     width, height = _size(request.size, card)
     quality, steps = _quality_and_steps(request, card)
     _check_scheduler(request.scheduler, steps)
+    webhook_url = request.webhook_url
+    if webhook_url is not None:
+        check_webhook_url(webhook_url, settings)
     n = request.n or 1
     return JobSpec(
         prompt=request.prompt,
@@ -71,6 +81,8 @@ def plan(
         images_id=new_images_id(owner),
         priority=request.priority or "normal",
         deadline=_deadline(request.deadline_seconds),
+        webhook_url=webhook_url,
+        base_url="" if webhook_url is None else base_url,
     )
 
 

@@ -187,5 +187,8 @@ class GenerationRequest(BaseModel):
     ] = None
     webhook_url: Annotated[
         ShortText | None,
-        Field(description="Gets a signed POST when the job has ended."),
+        Field(
+            description="Gets a POST when the job has ended, signed as Standard Webhooks has it; "
+            "null: none."
+        ),
     ] = None

@@ -77,7 +77,7 @@ async def generate(
     idempotency_key: Annotated[str | None, Header(description=_IDEMPOTENCY_HELP)] = None,
 ) -> Response:
     """Draw images and wait for them, unless `Prefer` says otherwise."""
-    spec = plan(body, gateway.card, gateway.settings)
+    spec = plan(body, gateway.card, gateway.settings, base_url=gateway.base_url(request))
     preference = parse(prefer or ())
     seconds = preference.seconds(gateway.settings.sync_timeout)
     job_id, ended = new_job_id(), None

@@ -54,13 +54,15 @@ async def metrics(gateway: GatewayDep) -> Response:
 
 
 async def _measure(gateway: Gateway) -> None:
-    up, depth, workers = 1.0, math.nan, math.nan
+    up, depth, workers, webhooks = 1.0, math.nan, math.nan, math.nan
     try:
         depth = await gateway.queue.depth()
         workers = len(await gateway.fleet.alive())
+        webhooks = await gateway.redis.zcard(gateway.queue.keys.outbox)
     except redis.RedisError:
         # A gap in these series is the truth; the gateway's own figures are still worth a scrape.
         up = 0.0
     gateway.metrics.redis_up.set(up)
     gateway.metrics.queue_depth.set(depth)
     gateway.metrics.workers_alive.set(workers)
+    gateway.metrics.webhooks_waiting.set(webhooks)

@@ -7,6 +7,7 @@ import structlog
 
 from koala.settings import Settings
 from tests.service.fakes import FakeWorker, Served, serving
+from tests.service.webhook_rig import Receiver, receiving
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -44,3 +45,10 @@ def worker(settings: Settings) -> Iterator[FakeWorker]:
     fake = FakeWorker(settings)
     yield fake
     fake.redis.close()
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    """A receiver of webhooks."""
+    with receiving() as running:
+        yield running

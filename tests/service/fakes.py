@@ -21,13 +21,14 @@ from rq.serializers import JSONSerializer
 
 from koala.connections import connect
 from koala.events import EventType, JobEvent, publish
-from koala.keys import Keys
+from koala.keys import WEBHOOK, Keys
 from koala.settings import Settings
 from koala.spec import ImageRef, JobResult, JobSpec, Usage
 from koala.store import ImageStore
 from koala.workers import WorkerAd, advertise
 from service.app import create_app
 from service.gateway import Gateway
+from service.webhooks.pace import Pace
 
 
 @dataclass(frozen=True)
@@ -48,9 +49,9 @@ class Served:
 
 
 @contextmanager
-def serving(settings: Settings) -> Iterator[Served]:
+def serving(settings: Settings, webhook_pace: Pace | None = None) -> Iterator[Served]:
     """Run a gateway until the context ends."""
-    app = create_app(settings)
+    app = create_app(settings, webhook_pace)
     config = uvicorn.Config(
         app, port=0, log_config=None, http="h11", ws="none", timeout_graceful_shutdown=1
     )
@@ -204,6 +205,8 @@ class FakeWorker:
         job.save()
         job.set_status(status)
         job.cleanup(600)
+        if self.redis.hexists(job.key, WEBHOOK):
+            self.redis.zadd(self.keys.outbox, {job_id: time.time()})
         return job
 
     def _publish(self, job_id: str, event: JobEvent) -> None:

@@ -21,7 +21,8 @@ from rq.serializers import JSONSerializer
 
 from koala.connections import connect
 from koala.events import EventType, JobEvent, publish
-from koala.keys import WEBHOOK, Keys
+from koala.keys import Keys
+from koala.scripts import WEBHOOK
 from koala.settings import Settings
 from koala.spec import ImageRef, JobResult, JobSpec, Usage
 from koala.store import ImageStore

@@ -269,3 +269,17 @@ def test_the_openapi_document_describes_the_message(api: Served) -> None:
     [webhook] = document["webhooks"].values()
     schema = webhook["post"]["requestBody"]["content"]["application/json"]["schema"]
     assert schema == {"$ref": "#/components/schemas/WebhookMessage"}
+
+
+def test_a_job_cancelled_while_it_waits_is_told_too(
+    served: Served, worker: FakeWorker, receiver: Receiver
+) -> None:
+    job_id = submit(served, receiver.url)
+    served.http.post(f"/v1/jobs/{job_id}/cancel")
+
+    settled(served, worker, "delivered")
+
+    [delivery] = receiver.deliveries
+    message = delivery.verified(SECRET)
+    assert message["type"] == "image.generation.cancelled"
+    assert message["data"]["id"] == job_id

@@ -7,9 +7,9 @@ import pytest
 from rq.command import send_stop_job_command
 from rq.serializers import JSONSerializer
 
+from tests.worker.claims import leases
 from tests.worker.rig import Rig
 from worker.fencing import FencedJob, FencedWorker
-from worker.leases import Leases
 
 URL = "https://koala.example/hook"
 
@@ -101,7 +101,7 @@ def test_an_end_that_comes_too_late_puts_nothing_into_the_outbox(
     def take_away(worker: FencedWorker, job: FencedJob, *args: Any, **kwargs: Any) -> None:
         write(worker, job, *args, **kwargs)
         # The lease was there when it was checked, and is gone before the transaction.
-        Leases(rig.redis, rig.settings).hand_back([(job_id, job.token)], "test")
+        leases(rig).hand_back([(job_id, job.token)], "test")
         rig.redis.delete(rig.keys.pending)
 
     monkeypatch.setattr(FencedWorker, "cleanup_execution", take_away)

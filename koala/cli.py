@@ -3,16 +3,14 @@
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from pydantic import ValidationError
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from koala import __version__
-from koala.settings import Settings
+from koala.commands import keys
+from koala.console import fail, load_settings, out
 
 app = typer.Typer(
     name="koala",
@@ -21,33 +19,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
-
+app.add_typer(keys.app, name="keys")
 Host = Annotated[str | None, typer.Option(help="Address to listen on (KOALA_HOST).")]
 Port = Annotated[int | None, typer.Option(help="Port to listen on (KOALA_PORT).")]
 Model = Annotated[str | None, typer.Option(help="Model to serve (KOALA_MODEL).")]
-
-
-def fail(message: str) -> typer.Exit:
-    """Say what is wrong in one line on stderr; raise what this returns."""
-    err.print(f"[red]koala:[/red] {escape(message)}", soft_wrap=True)
-    return typer.Exit(1)
-
-
-def load_settings(**overrides: Any) -> Settings:
-    """Settings from the environment, with the command line's options on top.
-
-    Raises:
-        typer.Exit: A value is malformed; a line on stderr names the variable.
-    """
-    try:
-        return Settings(**{key: value for key, value in overrides.items() if value is not None})
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = "_".join(str(part) for part in first["loc"]).upper()
-        message = first["msg"].removeprefix("Value error, ")
-        raise fail(f"KOALA_{name}: {message}" if name else message) from None
 
 
 def quieten() -> None:
@@ -130,6 +105,9 @@ def generate(
     url: Annotated[
         str, typer.Option(help="The gateway.", envvar="KOALA_URL")
     ] = "http://127.0.0.1:8000",
+    api_key: Annotated[
+        str | None, typer.Option(help="Your API key, if one is needed.", envvar="KOALA_API_KEY")
+    ] = None,
 ) -> None:
     """Draw images on a running server and write them to files."""
     from koala.client import ServerError
@@ -146,7 +124,7 @@ def generate(
         "scheduler": scheduler,
     }
     try:
-        run(url, {k: v for k, v in request.items() if v is not None}, output, out)
+        run(url, {k: v for k, v in request.items() if v is not None}, output, out, api_key)
     except ServerError as error:
         raise fail(str(error)) from None
     except OSError as error:

@@ -18,10 +18,12 @@ class Client:
 
     Args:
         base_url: Where the gateway is, e.g. ``http://127.0.0.1:8000``.
+        api_key: What it knows us by, where it asks.
     """
 
-    def __init__(self, base_url: str) -> None:
+    def __init__(self, base_url: str, api_key: str | None = None) -> None:
         self._base_url = base_url.rstrip("/")
+        self._api_key = api_key
         host = httpx.URL(self._base_url).host
         # A proxy is for other machines.
         own = host in ("127.0.0.1", "localhost", "::1")
@@ -73,7 +75,7 @@ class Client:
 
     def _request(self, method: str, path: str, **kwargs: Any) -> httpx.Response:
         try:
-            response = self._http.request(method, path, **kwargs)
+            response = self._http.request(method, path, auth=self._authorize, **kwargs)
         except httpx.ConnectError:
             raise ServerError(
                 f"Nothing answers at {self._base_url}: start a server with `koala up`, or say "
@@ -82,8 +84,21 @@ class Client:
         except httpx.HTTPError as error:
             raise ServerError(f"{self._base_url}: {type(error).__name__} {error}") from None
         if response.is_error:
-            raise ServerError(_message(response))
+            raise ServerError(f"{_message(response)}{self._advice(response)}")
         return response
+
+    def _authorize(self, request: httpx.Request) -> httpx.Request:
+        # Images may be served from elsewhere, where the key is nobody's business.
+        if self._api_key is not None and _origin(request.url) == _origin(self._http.base_url):
+            request.headers["Authorization"] = f"Bearer {self._api_key}"
+        return request
+
+    def _advice(self, response: httpx.Response) -> str:
+        if response.status_code != httpx.codes.UNAUTHORIZED:
+            return ""
+        if self._api_key is None:
+            return " Give yours with --api-key or KOALA_API_KEY."
+        return " See --api-key and KOALA_API_KEY."
 
 
 def _message(response: httpx.Response) -> str:
@@ -91,3 +106,7 @@ def _message(response: httpx.Response) -> str:
         return str(response.json()["error"]["message"])
     except (ValueError, KeyError, TypeError):
         return f"{response.request.url} answered {response.status_code}."
+
+
+def _origin(url: httpx.URL) -> tuple[str, str, int | None]:
+    return url.scheme, url.host, url.port

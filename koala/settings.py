@@ -1,6 +1,7 @@
 """All configuration, read once at the edge and passed in; nothing deeper reads the environment."""
 
 import hashlib
+import re
 import tempfile
 from ipaddress import ip_address
 from pathlib import Path
@@ -10,9 +11,12 @@ from pydantic import ByteSize, Field, SecretStr, field_validator, model_validato
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from koala import webhook_secret
+from koala.apikeys import parse_keys
+from koala.rates import parse_rate_limit
 
 # A Unix socket's address holds 108 bytes on Linux, 104 on macOS.
 _LONGEST_SOCKET_PATH = 100
+_ORIGIN = re.compile(r"https?://[^/\s?#@]+")
 
 
 class Settings(BaseSettings):
@@ -27,7 +31,7 @@ class Settings(BaseSettings):
         env_ignore_empty=True,
         frozen=True,
         validate_default=True,
-        # Some are secrets.
+        # What is malformed may be a secret.
         hide_input_in_errors=True,
     )
 
@@ -118,6 +122,11 @@ class Settings(BaseSettings):
     allow_anonymous: bool = Field(
         False, description="Listen on other than loopback addresses although nobody logs in."
     )
+    private_images: bool = Field(
+        False,
+        description="Ask for an API key at image URLs too. Otherwise whoever has the URL, which "
+        "nobody can guess, gets the image.",
+    )
     cors_origins: str | None = Field(
         None,
         description="Origins whose pages may call the API from a browser, separated by commas; "
@@ -189,6 +198,31 @@ class Settings(BaseSettings):
         "auto", description="`auto`: console on a terminal, JSON elsewhere."
     )
 
+    @field_validator("api_keys")
+    @classmethod
+    def _api_keys_are_well_formed(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            parse_keys(value.get_secret_value())
+        return value
+
+    @field_validator("rate_limit")
+    @classmethod
+    def _rate_limit_is_well_formed(cls, value: str | None) -> str | None:
+        if value is not None:
+            parse_rate_limit(value)
+        return value
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _origins_are_well_formed(cls, value: str | None) -> str | None:
+        for origin in [] if value in (None, "*") else _split(value):
+            if not _ORIGIN.fullmatch(origin):
+                raise ValueError(
+                    f"{origin[:80]!r} is no origin: write it as https://example.com, with the "
+                    "port if there is one and nothing behind it"
+                )
+        return value
+
     @model_validator(mode="after")
     def _lease_outlives_heartbeats(self) -> Self:
         if self.lease_seconds < 2 * self.heartbeat_seconds:
@@ -237,6 +271,27 @@ class Settings(BaseSettings):
         return self.result_ttl + self.job_timeout
 
     @property
+    def allowed_origins(self) -> list[str]:
+        """The origins whose pages may call the API; ``*`` stands for all."""
+        return _split(self.cors_origins)
+
+    @property
+    def login_required(self) -> bool:
+        """Whether API keys are configured: even a file without any key left lets nobody in."""
+        return self.api_keys is not None or self.api_keys_file is not None
+
+    @property
+    def exposure(self) -> str | None:
+        """Why a gateway must not start like this, if so: strangers would reach it unasked."""
+        if self.listens_on_loopback or self.login_required or self.allow_anonymous:
+            return None
+        return (
+            f"KOALA_HOST {self.host} is reachable from other machines and nobody has to log in: "
+            "set KOALA_API_KEYS or KOALA_API_KEYS_FILE, or KOALA_ALLOW_ANONYMOUS=1 if that is "
+            "what you want."
+        )
+
+    @property
     def listens_on_loopback(self) -> bool:
         """Whether only this machine can reach the gateway."""
         if self.host == "localhost":
@@ -245,3 +300,7 @@ class Settings(BaseSettings):
             return ip_address(self.host).is_loopback
         except ValueError:
             return False
+
+
+def _split(text: str | None) -> list[str]:
+    return [] if text is None else [part.strip() for part in text.split(",")]

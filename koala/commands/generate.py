@@ -12,7 +12,13 @@ from koala.client import Client, ServerError
 _SUFFIXES = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
 
 
-def run(url: str, request: dict[str, Any], output: Path | None, console: Console) -> list[Path]:
+def run(
+    url: str,
+    request: dict[str, Any],
+    output: Path | None,
+    console: Console,
+    api_key: str | None = None,
+) -> list[Path]:
     """Draw, follow and write; the files written.
 
     Raises:
@@ -26,7 +32,7 @@ def run(url: str, request: dict[str, Any], output: Path | None, console: Console
                 "the format."
             )
         request = {**request, "output_format": _SUFFIXES[output.suffix.lower()]}
-    with Client(url) as client:
+    with Client(url, api_key) as client:
         job = client.enqueue(request)
         job = _follow(client, job["id"], console)
         if job["status"] != "completed":

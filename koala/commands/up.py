@@ -16,6 +16,7 @@ from koala import embedded, logs
 from koala.catalogue import resolve
 from koala.connections import connect
 from koala.errors import ModelNotFound
+from koala.keyfile import KeyFileError, read_keys
 from koala.settings import Settings
 from koala.supervisor import Part, PartFailed, Supervisor
 
@@ -54,14 +55,20 @@ class _CannotStart(Exception):
 
 def _check(settings: Settings) -> Settings:
     resolve(settings.model, settings.model_revision)
-    if not settings.listens_on_loopback and not settings.allow_anonymous:
-        raise _CannotStart(
-            f"KOALA_HOST {settings.host} is reachable from other machines and nobody has to log "
-            "in: set KOALA_ALLOW_ANONYMOUS=1 if that is what you want."
-        )
+    if settings.exposure is not None:
+        raise _CannotStart(settings.exposure)
+    if settings.api_keys_file is not None:
+        _check_keys(settings.api_keys_file)
     if settings.redis_url is not None:
         _check_redis(settings)
     return settings.model_copy(update={"port": _free_port(settings)})
+
+
+def _check_keys(path: Path) -> None:
+    try:
+        read_keys(path)
+    except KeyFileError as error:
+        raise _CannotStart(f"KOALA_API_KEYS_FILE: {error}.") from None
 
 
 def _free_port(settings: Settings) -> int:
@@ -156,10 +163,12 @@ def _welcome(settings: Settings) -> str:
     base = _base_url(settings)
     card = resolve(settings.model, settings.model_revision)
     prompt = "a koala on a blue background" if card.id == "koala-demo" else "a koala in a tree"
+    key = " -H 'Authorization: Bearer YOUR_KEY'" if settings.login_required else ""
+    key_again = f"{key} " if settings.private_images else ""
     return (
         f"\n[bold green]koala is ready[/bold green] with {card.id} at [bold]{base}[/bold]  "
         "(Ctrl-C stops it)\n\n"
-        f"  curl -s {base}/v1/images/generations -H 'Content-Type: application/json' \\\n"
+        f"  curl -s {base}/v1/images/generations -H 'Content-Type: application/json'{key} \\\n"
         f'    -d \'{{"prompt": "{prompt}"}}\' | grep -o \'http[^"]*png\' | '
-        "xargs curl -so koala.png\n"
+        f"xargs curl{key_again} -so koala.png\n"
     )

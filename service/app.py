@@ -3,19 +3,30 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Final
 
 from fastapi import FastAPI
+from fastapi.middleware.cors import CORSMiddleware
 
 from koala import __version__
 from koala.settings import Settings
 from service import errors
+from service.answer_headers import AnswerHeaders
 from service.body_limit import BodyLimit
 from service.gateway import Gateway
 from service.observe import Observe
-from service.routes import generations, health, home, images, jobs, models
+from service.openapi import describe
+from service.routes import docs, generations, health, home, images, jobs, models
 from service.webhooks.courier import Courier
 from service.webhooks.message import image_generation_ended
 from service.webhooks.pace import Pace
+
+# What a page's scripts may read beside the body.
+_EXPOSED_HEADERS: Final = (
+    "ETag", "Location", "Preference-Applied", "Retry-After", "x-koala-job-id",
+    "x-ratelimit-limit-requests", "x-ratelimit-remaining-requests", "x-ratelimit-reset-requests",
+    "x-request-id", "x-should-retry",
+)  # fmt: skip
 
 
 def create_app(settings: Settings, webhook_pace: Pace | None = None) -> FastAPI:
@@ -27,7 +38,7 @@ def create_app(settings: Settings, webhook_pace: Pace | None = None) -> FastAPI:
 
     Raises:
         ModelNotFound: ``settings.model`` is no model.
-        BadSetting: A URL in ``settings`` leads nowhere.
+        BadSetting: A URL in ``settings`` leads nowhere, or the API keys cannot be read.
     """
     gateway = Gateway.build(settings)
     courier = Courier(gateway, webhook_pace or Pace())
@@ -50,6 +61,9 @@ def create_app(settings: Settings, webhook_pace: Pace | None = None) -> FastAPI:
         description="Text-to-image with the KOALA models, in the form of OpenAI's Images API.",
         lifespan=lifespan,
         redirect_slashes=False,
+        # Ours has a content security policy.
+        docs_url=None,
+        redoc_url=None,
         responses={
             "4XX": {"model": errors.ErrorBody, "description": "The request is at fault."},
             "5XX": {"model": errors.ErrorBody, "description": "The server is at fault."},
@@ -58,9 +72,19 @@ def create_app(settings: Settings, webhook_pace: Pace | None = None) -> FastAPI:
     app.state.gateway = gateway
     errors.install(app)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
-    # Added last, so outermost.
+    # What is added later is farther out.
     app.add_middleware(Observe, metrics=gateway.metrics)
-    for part in (generations, jobs, images, models, health, home):
+    if settings.allowed_origins:
+        # Around Observe, whose own errors a page must be able to read too.
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.allowed_origins,
+            allow_methods=["GET", "HEAD", "POST"],
+            allow_headers=["*"],
+            expose_headers=_EXPOSED_HEADERS,
+        )
+    app.add_middleware(AnswerHeaders)
+    for part in (generations, jobs, images, models, health, home, docs):
         app.include_router(part.router)
     # Without a 4XX of its own it would get FastAPI's, of which nothing here makes use.
     app.webhooks.post(
@@ -69,4 +93,5 @@ def create_app(settings: Settings, webhook_pace: Pace | None = None) -> FastAPI:
         response_description="Received; any 2xx will do.",
         responses={"4XX": {"description": "Tried again later; after 410 never."}},
     )(image_generation_ended)
+    describe(app, settings)
     return app

@@ -22,7 +22,7 @@ _QUIET_ROUTES: Final = frozenset({"/healthz", "/readyz", "/metrics"})
 
 
 class Observe:
-    """Pure ASGI middleware; it must be the outermost one."""
+    """Pure ASGI middleware; around it is only what never fails."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app

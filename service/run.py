@@ -20,6 +20,8 @@ log = structlog.get_logger()
 # Longer than clients keep an idle connection, so that it is they who close it.
 _KEEP_ALIVE_SECONDS = 75
 _BACKLOG = 2048
+# Most bytes of a request's line and headers together.
+_MAX_HEAD_BYTES = 32_768
 
 
 class _Stopped(Exception):
@@ -49,11 +51,8 @@ def run(settings: Settings) -> int:
     What a restart cannot cure (a taken port, an open address, an unknown model) is one line on
     stderr and exit code 1.
     """
-    if not settings.listens_on_loopback and not settings.allow_anonymous:
-        return _fail(
-            f"KOALA_HOST {settings.host} is reachable from other machines and nobody has to log "
-            "in: set KOALA_ALLOW_ANONYMOUS=1 if that is what you want."
-        )
+    if settings.exposure is not None:
+        return _fail(settings.exposure)
     try:
         app = create_app(settings)
     except (ModelNotFound, BadSetting) as error:
@@ -74,6 +73,7 @@ def run(settings: Settings) -> int:
         ws="none",
         # httptools, if something brought it along, would answer methods it does not know by itself.
         http="h11",
+        h11_max_incomplete_event_size=_MAX_HEAD_BYTES,
         timeout_keep_alive=_KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=max(1, int(settings.drain_seconds)),
     )

@@ -55,5 +55,8 @@ async def home(request: Request, gateway: GatewayDep) -> Response:
         base=escape(gateway.base_url(request)),
         version=escape(__version__),
     )
-    policy = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+    policy = (
+        "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; "
+        "frame-ancestors 'none'"
+    )
     return HTMLResponse(page, headers={"Content-Security-Policy": policy})

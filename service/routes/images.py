@@ -40,7 +40,8 @@ async def get_image(
     gateway.metrics.images_served.labels("url").inc()
     headers |= {
         "Content-Disposition": f'inline; filename="{name}"',
-        "X-Content-Type-Options": "nosniff",
+        # Pages elsewhere may show it.
+        "Cross-Origin-Resource-Policy": "cross-origin",
     }
     return Response(data, headers=headers, media_type=gateway.store.media_type(name))
 

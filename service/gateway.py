@@ -9,12 +9,14 @@ from fastapi import Depends, Request
 
 from koala.catalogue import ModelCard, resolve
 from koala.connections import connect_async
+from koala.keyfile import KeyFileError
 from koala.queue import JobQueue
 from koala.settings import Settings
 from koala.store import ImageStore
 from service.feeds import Feeds
 from service.fleet import Fleet
 from service.hub import Hub
+from service.keyring import Keyring
 from service.metrics import Metrics
 from service.retention import Retention
 
@@ -25,7 +27,7 @@ class BadSetting(Exception):
 
 @dataclass(frozen=True)
 class Gateway:
-    """Everything a route needs."""
+    """Everything a route needs. Without a keyring nobody has to log in."""
 
     settings: Settings
     card: ModelCard
@@ -36,6 +38,7 @@ class Gateway:
     fleet: Fleet
     store: ImageStore
     retention: Retention
+    keyring: Keyring | None
     metrics: Metrics = field(default_factory=Metrics)
     # What goes on although the request that began it is over.
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
@@ -46,7 +49,8 @@ class Gateway:
 
         Raises:
             ModelNotFound: ``settings.model`` is no model.
-            BadSetting: The URL of Redis or of the image store leads nowhere.
+            BadSetting: The URL of Redis or of the image store leads nowhere, or the API keys
+                cannot be read.
         """
         try:
             connection = connect_async(settings)
@@ -67,6 +71,7 @@ class Gateway:
             fleet=Fleet(connection, queue.keys),
             store=store,
             retention=Retention(connection, queue.keys, store, settings),
+            keyring=_keyring(settings),
         )
 
     def dismiss(self) -> None:
@@ -77,6 +82,19 @@ class Gateway:
     def base_url(self, request: Request) -> str:
         """The base of URLs in responses, without a slash at its end."""
         return (self.settings.public_url or str(request.base_url)).rstrip("/")
+
+
+def _keyring(settings: Settings) -> Keyring | None:
+    if not settings.login_required:
+        if settings.private_images:
+            raise BadSetting(
+                "KOALA_PRIVATE_IMAGES needs API keys: set KOALA_API_KEYS or KOALA_API_KEYS_FILE."
+            )
+        return None
+    try:
+        return Keyring(settings)
+    except KeyFileError as error:
+        raise BadSetting(f"KOALA_API_KEYS_FILE: {error}.") from None
 
 
 def _gateway(request: Request) -> Gateway:

@@ -12,6 +12,7 @@ from koala.errors import InvalidRequest, QueueFull
 from koala.queue import Submitted
 from koala.spec import JobSpec
 from koala.submission import Idempotency
+from service.auth import Principal
 from service.gateway import Gateway
 from service.requests import GenerationRequest
 
@@ -49,6 +50,7 @@ async def submit(
     gateway: Gateway,
     spec: JobSpec,
     job_id: str,
+    principal: Principal,
     *,
     idempotency: Idempotency | None,
     kept: bool,
@@ -64,7 +66,7 @@ async def submit(
         submitted = await gateway.queue.submit(
             spec,
             job_id,
-            owner_limit=gateway.settings.max_queued_per_key if spec.owner else None,
+            owner_limit=_owner_limit(gateway, principal),
             idempotency=idempotency,
             kept=kept,
         )
@@ -74,6 +76,12 @@ async def submit(
         raise
     submitted_jobs.labels("admitted" if submitted.is_new else "known").inc()
     return submitted
+
+
+def _owner_limit(gateway: Gateway, principal: Principal) -> int | None:
+    if not principal.name:
+        return None
+    return principal.max_queued or gateway.settings.max_queued_per_key
 
 
 async def _retry_after(gateway: Gateway, waiting: int, spec: JobSpec) -> float:

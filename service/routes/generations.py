@@ -12,6 +12,7 @@ from starlette.responses import Response
 from koala.errors import MethodNotAllowed, UnsupportedMediaType
 from koala.queue import new_job_id
 from koala.spec import JobRecord, JobSpec
+from service.auth import AUTH_RESPONSES, GeneratorDep, KeyedRoute
 from service.errors import ClientGone, ErrorBody
 from service.gateway import Gateway, GatewayDep
 from service.image_stream import image_events
@@ -27,7 +28,7 @@ from service.waiting import abandon, follow, is_over, job_headers, wait_for_end
 
 log = structlog.get_logger()
 
-router = APIRouter(tags=["images"])
+router = APIRouter(tags=["images"], route_class=KeyedRoute)
 
 _PREFER_HELP: Final = (
     "RFC 7240: `respond-async` answers 202 at once, `wait=N` after at most N seconds."
@@ -58,12 +59,16 @@ async def _require_json(request: Request) -> None:
     responses={
         202: {"model": Job, "description": "The job goes on; its address is in `Location`."},
         400: {"model": ErrorBody, "description": "A field cannot be honoured."},
+        **AUTH_RESPONSES,
         404: {"model": ErrorBody, "description": "The model is not served here."},
         409: {"model": ErrorBody, "description": "The job was cancelled."},
         413: {"model": ErrorBody, "description": "The body is too large."},
         415: {"model": ErrorBody, "description": "The body is not JSON."},
         422: {"model": ErrorBody, "description": "The Idempotency-Key had another body."},
-        429: {"model": ErrorBody, "description": "The queue is full."},
+        429: {
+            "model": ErrorBody,
+            "description": "The queue is full.",
+        },
         500: {"model": ErrorBody, "description": "The job failed."},
         503: {"model": ErrorBody, "description": "The queue cannot be reached."},
         504: {"model": ErrorBody, "description": "The wait or the deadline is over."},
@@ -73,11 +78,19 @@ async def generate(
     request: Request,
     body: GenerationRequest,
     gateway: GatewayDep,
+    principal: GeneratorDep,
     prefer: Annotated[list[str] | None, Header(description=_PREFER_HELP)] = None,
     idempotency_key: Annotated[str | None, Header(description=_IDEMPOTENCY_HELP)] = None,
 ) -> Response:
     """Draw images and wait for them, unless `Prefer` says otherwise."""
-    spec = plan(body, gateway.card, gateway.settings, base_url=gateway.base_url(request))
+    body = body.model_copy(update={"priority": principal.priority_for(body.priority)})
+    spec = plan(
+        body,
+        gateway.card,
+        gateway.settings,
+        principal.owner,
+        base_url=gateway.base_url(request),
+    )
     preference = parse(prefer or ())
     seconds = preference.seconds(gateway.settings.sync_timeout)
     job_id, ended = new_job_id(), None
@@ -86,6 +99,7 @@ async def generate(
             gateway,
             spec,
             job_id,
+            principal,
             idempotency=idempotency(idempotency_key, body),
             kept=False,
         )
@@ -101,6 +115,7 @@ async def generate(
             gateway,
             spec,
             job_id,
+            principal,
             idempotency=idempotency(idempotency_key, body),
             kept=seconds == 0,
         )

@@ -29,7 +29,7 @@ footer { margin-top: 3rem; opacity: .7; }
 <h1>koala-serve</h1>
 <p>Turns a prompt into an image with <b>$model</b>. $description</p>
 <pre>curl $base/v1/images/generations \\
-  -H 'Content-Type: application/json' \\
+  -H 'Content-Type: application/json'$key \\
   -d '{"prompt": "a koala on a blue background"}'</pre>
 <p>The answer has the image's URL. The <code>openai</code> client works too, with
 <code>$base/v1</code> as its <code>base_url</code>.</p>
@@ -53,6 +53,7 @@ async def home(request: Request, gateway: GatewayDep) -> Response:
         model=escape(gateway.card.id),
         description=escape(gateway.card.description),
         base=escape(gateway.base_url(request)),
+        key=" -H 'Authorization: Bearer YOUR_KEY'" if gateway.keyring else "",
         version=escape(__version__),
     )
     policy = (

@@ -8,10 +8,12 @@ from fastapi import APIRouter, Header
 from starlette.responses import Response
 
 from koala.store import MEDIA_TYPES, ImageStore
+from service.auth import AUTH_RESPONSES, ImageRoute, ReaderDep
 from service.errors import ErrorBody
 from service.gateway import GatewayDep
+from service.ownership import check_own_image
 
-router = APIRouter(tags=["images"])
+router = APIRouter(tags=["images"], route_class=ImageRoute)
 
 # Nothing is ever stored under a second meaning of the same name.
 _CACHE_CONTROL = "private, max-age=31536000, immutable"
@@ -24,15 +26,18 @@ _CACHE_CONTROL = "private, max-age=31536000, immutable"
     responses={
         200: {"content": {media_type: {} for media_type in MEDIA_TYPES.values()}},
         304: {"description": "The client has it already."},
+        **AUTH_RESPONSES,
         404: {"model": ErrorBody, "description": "There is no such image."},
     },
 )
 async def get_image(
     gateway: GatewayDep,
+    reader: ReaderDep,
     name: str,
     if_none_match: Annotated[list[str] | None, Header()] = None,
 ) -> Response:
     """An image's file."""
+    check_own_image(reader, name)
     data, etag = await to_thread.run_sync(_read, gateway.store, name)
     headers = {"ETag": etag, "Cache-Control": _CACHE_CONTROL}
     if _matches(etag, if_none_match or ()):

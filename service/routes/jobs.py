@@ -6,11 +6,12 @@ from fastapi import APIRouter, Header, Path, Query, Request
 from starlette.responses import Response, StreamingResponse
 
 from koala.cancelling import Cancelled
-from koala.errors import InvalidRequest, JobNotFound
-from koala.queue import JOB_ID
+from koala.errors import InvalidRequest
 from koala.spec import JobRecord
+from service.auth import AUTH_RESPONSES, GeneratorDep, KeyedRoute, ReaderDep
 from service.errors import ErrorBody
 from service.gateway import Gateway, GatewayDep
+from service.ownership import own_job
 from service.render import job_body, json_response, retry_after
 from service.requests import Must
 from service.responses import Job, JobList
@@ -23,8 +24,10 @@ _CANCEL_WAIT: Final = 2.0
 router = APIRouter(
     prefix="/v1/jobs",
     tags=["jobs"],
+    route_class=KeyedRoute,
     responses={
         400: {"model": ErrorBody, "description": "A parameter cannot be honoured."},
+        **AUTH_RESPONSES,
         404: {"model": ErrorBody, "description": "There is no such job."},
         503: {"model": ErrorBody, "description": "The queue cannot be reached."},
     },
@@ -35,6 +38,7 @@ router = APIRouter(
 async def list_jobs(
     request: Request,
     gateway: GatewayDep,
+    reader: ReaderDep,
     limit: Annotated[
         int,
         Query(ge=1, le=100, description="Most jobs of a page."),
@@ -42,9 +46,12 @@ async def list_jobs(
     ] = 20,
     after: Annotated[str | None, Query(description="Id of the job that the page follows.")] = None,
 ) -> Response:
-    """The newest jobs first. Images are given as URLs, whatever the request asked for."""
+    """The newest jobs first. Images are given as URLs, whatever the request asked for.
+
+    An API key sees its own jobs, with the scope `admin` everybody's.
+    """
     # One more than asked for tells whether there is another page.
-    records = await gateway.queue.newest(limit + 1, after)
+    records = await gateway.queue.newest(limit + 1, after, reader.sees)
     base_url = gateway.base_url(request)
     page = [
         await job_body(gateway, record, base_url, eta=None, inline=False)
@@ -70,23 +77,30 @@ Wait = Annotated[
 
 @router.get("/{id}", response_model=Job)
 async def get_job(
-    request: Request, gateway: GatewayDep, job_id: JobId, wait: Wait = 0.0
+    request: Request, gateway: GatewayDep, reader: ReaderDep, job_id: JobId, wait: Wait = 0.0
 ) -> Response:
     """A job as it stands, or as it ends within `wait` seconds."""
-    _check(gateway, job_id, wait)
-    record = await follow(gateway, request, job_id, wait)
+    _check_wait(gateway, wait)
+    record = await own_job(gateway, reader, job_id)
+    if wait and not is_over(record):
+        record = await follow(gateway, request, job_id, wait)
     return await _answer(gateway, request, record)
 
 
 @router.post("/{id}/cancel", response_model=Job)
 async def cancel_job(
-    request: Request, gateway: GatewayDep, job_id: JobId, wait: Wait = _CANCEL_WAIT
+    request: Request,
+    gateway: GatewayDep,
+    principal: GeneratorDep,
+    job_id: JobId,
+    wait: Wait = _CANCEL_WAIT,
 ) -> Response:
     """Cancel a job that waits or is being drawn; a job that has ended stays as it is.
 
     A running job stops at its next step, and the answer waits for that.
     """
-    _check(gateway, job_id, wait)
+    _check_wait(gateway, wait)
+    await own_job(gateway, principal, job_id)
     if await gateway.queue.cancel(job_id) is not Cancelled.ASKED:
         wait = 0.0
     record = await follow(gateway, request, job_id, wait)
@@ -107,26 +121,23 @@ async def cancel_job(
 async def watch_job(
     request: Request,
     gateway: GatewayDep,
+    reader: ReaderDep,
     job_id: JobId,
     last_event_id: Annotated[
         str | None, Header(description="The last event that you have seen.")
     ] = None,
 ) -> Response:
     """A job's course as Server-Sent Events: what was, what comes, and the job as it ended."""
-    _check(gateway, job_id, 0.0)
-    record = await gateway.queue.get(job_id)
+    record = await own_job(gateway, reader, job_id)
     if not is_over(record):
         await gateway.queue.keep(job_id)
     return event_stream(job_events(gateway, record, gateway.base_url(request), last_event_id))
 
 
-def _check(gateway: Gateway, job_id: str, wait: float) -> None:
+def _check_wait(gateway: Gateway, wait: float) -> None:
     longest = gateway.settings.sync_timeout
     if wait > longest:
         raise InvalidRequest(f"`wait` must be at most {longest:g} seconds.", param="wait")
-    if not JOB_ID.fullmatch(job_id):
-        # RQ keeps other things under names like a job's; they are nobody's business.
-        raise JobNotFound(f"There is no job {job_id[:80]!r}.", param="id")
 
 
 async def _answer(gateway: Gateway, request: Request, record: JobRecord) -> Response:

@@ -9,18 +9,21 @@ from starlette.responses import Response
 
 from koala.errors import ModelNotFound
 from koala.schedulers import SCHEDULERS
+from service.auth import AUTH_RESPONSES, KeyedRoute, ReaderDep
 from service.errors import ErrorBody
 from service.gateway import Gateway, GatewayDep
 from service.render import json_response
 from service.responses import Capabilities, Model, ModelList
 
-router = APIRouter(prefix="/v1/models", tags=["models"])
+router = APIRouter(
+    prefix="/v1/models", tags=["models"], route_class=KeyedRoute, responses=AUTH_RESPONSES
+)
 
 _STARTED = int(time.time())
 
 
 @router.get("", response_model=ModelList)
-async def list_models(gateway: GatewayDep) -> Response:
+async def list_models(gateway: GatewayDep, _: ReaderDep) -> Response:
     """The models that are served here."""
     return json_response(ModelList(data=[await _model(gateway)]))
 
@@ -34,7 +37,9 @@ async def list_models(gateway: GatewayDep) -> Response:
     },
 )
 async def get_model(
-    gateway: GatewayDep, model_id: Annotated[str, Path(alias="id", description="The model.")]
+    gateway: GatewayDep,
+    _: ReaderDep,
+    model_id: Annotated[str, Path(alias="id", description="The model.")],
 ) -> Response:
     """One model."""
     if model_id not in (gateway.card.id, gateway.card.source, gateway.settings.model):

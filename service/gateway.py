@@ -18,6 +18,7 @@ from service.fleet import Fleet
 from service.hub import Hub
 from service.keyring import Keyring
 from service.metrics import Metrics
+from service.rate_limits import RateLimits
 from service.retention import Retention
 
 
@@ -39,6 +40,7 @@ class Gateway:
     store: ImageStore
     retention: Retention
     keyring: Keyring | None
+    rate_limits: RateLimits
     metrics: Metrics = field(default_factory=Metrics)
     # What goes on although the request that began it is over.
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
@@ -72,6 +74,7 @@ class Gateway:
             store=store,
             retention=Retention(connection, queue.keys, store, settings),
             keyring=_keyring(settings),
+            rate_limits=RateLimits(connection, settings),
         )
 
     def dismiss(self) -> None:

@@ -12,6 +12,7 @@ from starlette.responses import Response
 from koala.errors import MethodNotAllowed, UnsupportedMediaType
 from koala.queue import new_job_id
 from koala.spec import JobRecord, JobSpec
+from service.answer_headers import add_to_answer
 from service.auth import AUTH_RESPONSES, GeneratorDep, KeyedRoute
 from service.errors import ClientGone, ErrorBody
 from service.gateway import Gateway, GatewayDep
@@ -19,6 +20,7 @@ from service.image_stream import image_events
 from service.outcomes import failure, not_ready
 from service.planning import plan
 from service.preferences import Preference, parse
+from service.rate_limits import caller
 from service.render import images_body, job_body, json_response, retry_after
 from service.requests import GenerationRequest
 from service.responses import ImagesResponse, Job
@@ -52,10 +54,19 @@ async def _require_json(request: Request) -> None:
         )
 
 
+async def _count(request: Request, gateway: GatewayDep, principal: GeneratorDep) -> None:
+    address = request.client.host if request.client else None
+    allowance = await gateway.rate_limits.spend(
+        caller(principal.name, address), principal.rate_limit
+    )
+    if allowance is not None:
+        add_to_answer(request, allowance.headers())
+
+
 @router.post(
     "/v1/images/generations",
     response_model=ImagesResponse,
-    dependencies=[Depends(_require_json)],
+    dependencies=[Depends(_count), Depends(_require_json)],
     responses={
         202: {"model": Job, "description": "The job goes on; its address is in `Location`."},
         400: {"model": ErrorBody, "description": "A field cannot be honoured."},
@@ -67,7 +78,7 @@ async def _require_json(request: Request) -> None:
         422: {"model": ErrorBody, "description": "The Idempotency-Key had another body."},
         429: {
             "model": ErrorBody,
-            "description": "The queue is full.",
+            "description": "The queue is full, or the rate limit is reached.",
         },
         500: {"model": ErrorBody, "description": "The job failed."},
         503: {"model": ErrorBody, "description": "The queue cannot be reached."},

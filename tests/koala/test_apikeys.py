@@ -219,7 +219,7 @@ def test_commands_at_the_same_time_lose_nobodys_key(tmp_path: Path) -> None:
         ("{", "JSON"),
         ("[]", "object"),
         ('{"version": 2, "keys": []}', "version"),
-        ('{"keys": [{"name": "alice", "secret": "x"}]}', "keys.0"),
+        (json.dumps({"keys": [{"name": "alice", "sha256": SECRET}]}), "keys.0"),
         (json.dumps({"keys": [key("a").model_dump(mode="json")] * 2}), "called 'a'"),
     ],
 )
@@ -231,6 +231,7 @@ def test_a_broken_file_is_refused_by_name_without_its_content(
     with pytest.raises(KeyFileError, match=says) as caught:
         read_keys(file)
     assert str(file) in str(caught.value)
+    assert SECRET not in str(caught.value)
     with pytest.raises(KeyFileError):
         remove_key(file, "alice")
     assert file.read_text() == content

@@ -190,6 +190,13 @@ def test_removing_the_last_key_opens_the_gateway_to_nobody(asked: Served) -> Non
     assert post(asked, None).status_code == 401
 
 
+def test_a_file_without_keys_lets_nobody_in(settings: Settings) -> None:
+    file = settings.data_dir / "keys.json"
+    file.write_text('{"keys": []}')
+    with serving(settings.model_copy(update={"api_keys_file": file})) as served:
+        assert post(served, None).status_code == post(served, "alice").status_code == 401
+
+
 @pytest.mark.parametrize("content", ["{", '{"version": 3, "keys": []}', None])
 def test_a_file_that_breaks_later_changes_nothing_but_the_log(
     asked: Served, caplog: pytest.LogCaptureFixture, content: str | None

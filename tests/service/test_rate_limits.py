@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -10,8 +11,9 @@ import openai
 import pytest
 import redis
 
+from koala.connections import connect_async
 from koala.settings import Settings
-from service.rate_limits import caller
+from service.rate_limits import RateLimits, caller
 from tests.service.fakes import FakeWorker, Served, serving, wait_until
 from tests.service.keyed import GENERATIONS, asking, make_key, openai_client, post, with_keys
 
@@ -136,13 +138,24 @@ def test_a_stranger_uses_up_nobodys_limit(settings: Settings) -> None:
         assert post(served, "alice").status_code == 202
 
 
-def test_without_redis_nobody_is_let_past(settings: Settings, tmp_path: Any) -> None:
+def test_without_redis_nobody_is_let_past(settings: Settings, tmp_path: Path) -> None:
     url = f"unix://{tmp_path}/none.sock"
     with limited(settings, "5/minute", redis_url=url) as served:
         response = post(served, None)
         assert response.status_code == 503
         assert response.json()["error"]["code"] == "queue_unavailable"
         assert response.headers["retry-after"]
+
+    async def spend() -> None:
+        unreachable = settings.model_copy(update={"redis_url": url, "rate_limit": "5/minute"})
+        connection = connect_async(unreachable)
+        try:
+            await RateLimits(connection, unreachable).spend("somebody", None)
+        finally:
+            await connection.aclose()
+
+    with pytest.raises(redis.RedisError):
+        asyncio.run(spend())
 
 
 def test_without_a_limit_none_is_told(served: Served) -> None:
@@ -162,6 +175,9 @@ def test_the_openai_client_raises_its_rate_limit_error_and_does_not_wait_an_hour
             client.images.generate(prompt="a koala")
         assert caught.value.code == "rate_limit_exceeded"
         assert caught.value.response.headers[REMAINING] == "0"
+        # One try: more would be answered alike for an hour.
+        labels = f'method="POST",route="{GENERATIONS}",status="429"'
+        assert served.metric(f"koala_http_requests_total{{{labels}}}") == 1
 
 
 def test_the_openai_client_tries_again_when_the_limit_allows(

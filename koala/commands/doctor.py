@@ -14,10 +14,12 @@ import redis
 from rich.console import Console
 from rich.table import Table
 
+from koala.apikeys import parse_keys
 from koala.catalogue import ModelCard, resolve
 from koala.connections import connect, connect_async
 from koala.embedded import EmbeddedServerError, binary, is_running
 from koala.errors import ModelNotFound
+from koala.keyfile import KeyFileError, read_keys
 from koala.keys import Keys
 from koala.settings import Settings
 from koala.workers import MeasuredSize, WorkerAd, alive
@@ -129,6 +131,23 @@ def _gateway(settings: Settings) -> Iterator[Finding]:
         yield Finding("gateway", Verdict.NOTE, f"nothing listens on {address}")
 
 
+def _keys(settings: Settings) -> Iterator[Finding]:
+    if not settings.login_required:
+        exposure = settings.exposure
+        text = exposure or "none: whoever reaches the gateway may use it"
+        yield Finding("api keys", Verdict.NOTE if exposure is None else Verdict.FAIL, text)
+        return
+    given = settings.api_keys
+    count = 0 if given is None else len(parse_keys(given.get_secret_value()))
+    try:
+        count += 0 if settings.api_keys_file is None else len(read_keys(settings.api_keys_file))
+    except KeyFileError as error:
+        yield Finding("api keys", Verdict.FAIL, f"KOALA_API_KEYS_FILE: {error}")
+        return
+    verdict = Verdict.OK if count else Verdict.NOTE
+    yield Finding("api keys", verdict, f"{count}" if count else "none left: nobody gets in")
+
+
 def _model(settings: Settings) -> Iterator[Finding]:
     try:
         card = resolve(settings.model, settings.model_revision)
@@ -199,6 +218,7 @@ _CHECKS: tuple[Callable[[Settings], Iterator[Finding]], ...] = (
     _redis,
     _workers,
     _gateway,
+    _keys,
     _model,
     _store,
 )

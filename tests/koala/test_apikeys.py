@@ -12,6 +12,7 @@ import pytest
 from pydantic import ValidationError
 
 from koala.apikeys import ApiKey, Scope, digest, new_secret, parse_keys
+from koala.commands.doctor import _keys
 from koala.commands.up import _environment
 from koala.keyfile import KeyFileError, add_key, read_keys, remove_key
 from koala.rates import parse_rate_limit
@@ -248,3 +249,26 @@ def test_a_link_to_the_file_stays_a_link(tmp_path: Path) -> None:
     add_key(link, key("alice"))
     assert link.is_symlink()
     assert [stored.name for stored in read_keys(file)] == ["alice"]
+
+
+@pytest.mark.parametrize(
+    ("content", "verdict", "says"),
+    [
+        ({"keys": [key("alice").model_dump(mode="json")]}, "ok", "1"),
+        ({"keys": []}, "note", "nobody gets in"),
+        ({"keys": 3}, "fail", "KOALA_API_KEYS_FILE"),
+        (None, "note", "whoever reaches the gateway may use it"),
+    ],
+)
+def test_doctor_says_who_gets_in(tmp_path: Path, content: object, verdict: str, says: str) -> None:
+    file = tmp_path / "keys.json"
+    file.write_text(json.dumps(content))
+    [finding] = _keys(Settings(api_keys_file=None if content is None else file))
+    assert finding.verdict == verdict
+    assert says in finding.text
+
+
+def test_doctor_fails_where_strangers_would_get_in() -> None:
+    [finding] = _keys(Settings(host="0.0.0.0"))
+    assert finding.verdict == "fail"
+    assert "KOALA_ALLOW_ANONYMOUS" in finding.text

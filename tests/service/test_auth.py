@@ -69,6 +69,21 @@ def test_without_a_valid_key_nobody_gets_in(
     assert worker.waiting() == []
 
 
+def test_no_route_of_the_api_forgets_to_ask(asked: Served) -> None:
+    paths = asked.http.get("/openapi.json").json()["paths"]
+    keyed = [
+        (method, path)
+        for path, item in paths.items()
+        if path.startswith("/v1/") and path != "/v1/images/{name}"
+        for method in item
+    ]
+    assert len(keyed) >= len(KEYED)
+    for method, path in keyed:
+        assert asked.http.request(method, path.format(id="x")).status_code == 401, path
+        assert paths[path][method]["security"] == [{"ApiKey": []}], path
+        assert {"401", "403"} <= paths[path][method]["responses"].keys(), path
+
+
 def test_a_key_lets_in_by_any_spelling_of_bearer(asked: Served) -> None:
     for scheme in ("Bearer", "bearer", "BEARER"):
         header = {"Authorization": f"{scheme} {secret_of('alice')}"}

@@ -131,10 +131,10 @@ def test_a_rate_limit_may_have_several_windows() -> None:
 
 def test_koala_up_hands_secrets_to_its_parts_as_they_are(tmp_path: Path) -> None:
     file = tmp_path / "keys.json"
-    settings = Settings(api_keys=SECRET, api_keys_file=file, webhook_secret="whsec_x")
+    settings = Settings(api_keys=SECRET, api_keys_file=file, webhook_secret="whsec_" + "A" * 32)
     env = _environment(settings)
     assert env["KOALA_API_KEYS"] == SECRET
-    assert env["KOALA_WEBHOOK_SECRET"] == "whsec_x"
+    assert env["KOALA_WEBHOOK_SECRET"] == "whsec_" + "A" * 32
     assert env["KOALA_API_KEYS_FILE"] == str(file)
 
 

@@ -17,6 +17,8 @@ router = APIRouter(tags=["health"])
 
 # Whoever asks gives up soon.
 _PROBE_SECONDS: Final = 2.0
+# A server that restarts is back in seconds, and so is a worker.
+_RETRY_SECONDS: Final = 2
 
 
 @router.head("/healthz", include_in_schema=False)
@@ -38,10 +40,14 @@ async def readyz(gateway: GatewayDep) -> Response:
             ready = await gateway.fleet.serves(gateway.card.id)
     except (redis.RedisError, TimeoutError) as error:
         reason = str(error).rstrip(".") or f"silent for {_PROBE_SECONDS:g} s"
-        raise QueueUnavailable(f"Not ready: Redis does not answer ({reason}).") from None
+        raise QueueUnavailable(
+            f"Not ready: Redis does not answer ({reason}).", retry_after=_RETRY_SECONDS
+        ) from None
     if not ready:
         raise QueueUnavailable(
-            f"Not ready: no live worker serves {gateway.card.id}.", code="no_worker"
+            f"Not ready: no live worker serves {gateway.card.id}.",
+            code="no_worker",
+            retry_after=_RETRY_SECONDS,
         )
     return JSONResponse({"status": "ready"})
 

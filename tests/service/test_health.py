@@ -17,6 +17,7 @@ def test_ready_means_that_a_live_worker_has_the_model(served: Served, worker: Fa
     response = served.http.get("/readyz")
     assert response.status_code == 503
     assert response.json()["error"]["code"] == "no_worker"
+    assert response.headers["retry-after"] == "2"
     assert "koala-demo" in response.json()["error"]["message"]
     worker.advertise(model="another")
     worker.advertise(name="dead", expires_at="2020-01-01T00:00:00Z")
@@ -33,6 +34,7 @@ def test_without_redis_the_gateway_is_alive_but_not_ready(tmp_path: Path) -> Non
         response = served.http.get("/readyz")
         assert response.status_code == 503
         assert "Redis does not answer" in response.json()["error"]["message"]
+        assert response.headers["retry-after"] == "2"
         assert served.metric("koala_redis_up") == 0
         [model] = served.http.get("/v1/models").json()["data"]
         assert model["ready"] is False

@@ -1,5 +1,6 @@
 """What a worker does beside drawing: signs of life, its own account, and the reaper."""
 
+import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Final, cast
@@ -66,6 +67,9 @@ class Upkeep:
         self._metrics = metrics
         self._reaper = reaper
         self._started_at = datetime.now(UTC)
+        self._blind_after = _seconds_until_leases_may_lapse(settings)
+        self._renewed_at = time.monotonic()
+        self._reap_from = 0.0
 
     def beat(self) -> None:
         """Everything, most urgent first.
@@ -74,8 +78,21 @@ class Upkeep:
             redis.RedisError: Redis does not answer; the next beat repeats it all.
         """
         self.renew()
+        self._look_back()
         self.show_life()
-        self.reap()
+        if time.monotonic() >= self._reap_from:
+            self.reap()
+
+    def _look_back(self) -> None:
+        """Let a lease pass without reaping after a time in which no lease could be renewed.
+
+        When Redis was away, the leases of all workers ran out; whoever comes back first must not
+        take the jobs of those who are about to.
+        """
+        now = time.monotonic()
+        if now - self._renewed_at > self._blind_after:
+            self._reap_from = now + self._settings.lease_seconds
+        self._renewed_at = now
 
     def renew(self) -> None:
         """Keep the leases of all jobs in flight, those of hung ones excepted."""
@@ -149,3 +166,9 @@ class Upkeep:
             return
         self._metrics.jobs_finished.labels("failed", error.code).inc()
         log.warning("a waiting job was given up", job_id=job_id, code=error.code)
+
+
+def _seconds_until_leases_may_lapse(settings: Settings) -> float:
+    # A lease was renewed up to a heartbeat before the outage began. A late beat is no outage.
+    heartbeat = settings.heartbeat_seconds
+    return max(settings.lease_seconds - heartbeat, 1.5 * heartbeat)

@@ -1,6 +1,7 @@
 """Who holds a job: leases, the fence at a job's end, and the reaper."""
 
 import time
+from types import SimpleNamespace
 
 import pytest
 from rq.queue import Queue
@@ -247,6 +248,30 @@ def test_a_job_that_keeps_killing_workers_fails(rig: Rig) -> None:
     queue = Queue(rig.settings.queue, connection=rig.redis, serializer=JSONSerializer)
     assert queue.failed_job_registry.get_job_ids() == [job_id]
     assert rig.leftovers() == []
+
+
+def test_after_an_outage_the_first_worker_back_leaves_the_jobs_of_the_others_alone(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_id = rig.submit()
+    holder, first_back = rig.worker(), rig.worker()
+    assert admission(rig, holder).claim(pop(rig, holder))
+    clock = time.monotonic()
+    monkeypatch.setattr("worker.upkeep.time", SimpleNamespace(monotonic=lambda: clock))
+    first_back.register_birth()
+    first_back._upkeep.beat()
+    # Redis is away for longer than a lease.
+    clock += 20
+    rig.expire_lease(job_id)
+
+    first_back._upkeep.beat()
+    assert rig.record(job_id).state == "in_progress"
+
+    # The holder has not come back within a lease.
+    for _ in range(5):
+        clock += rig.settings.heartbeat_seconds
+        first_back._upkeep.beat()
+    assert (rig.record(job_id).state, rig.record(job_id).attempts) == ("queued", 1)
 
 
 def test_a_reaper_that_dies_with_a_poisoned_job_is_followed_by_the_next(rig: Rig) -> None:

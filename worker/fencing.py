@@ -21,7 +21,7 @@ from rq.worker import SimpleWorker
 from koala.events import EventType, JobEvent, publish
 from koala.expiry import ExpiringImages
 from koala.keys import Keys
-from koala.scripts import TOKEN, WEBHOOK
+from koala.scripts import ATTEMPTS, TOKEN, WEBHOOK
 from koala.spec import JobSpec
 
 log = structlog.get_logger()
@@ -40,17 +40,20 @@ class FencedJob(Job):
 
     ``token`` is the id of the execution it was claimed for. ``last_event`` is published in the
     transaction that ends the job; where ``has_webhook``, that puts the job into the outbox too.
-    ``spec`` is known once the job was read.
+    ``spec`` is known once the job was read. ``attempts`` counts the workers that died with the job
+    in flight.
     """
 
     token: str = ""
     spec: JobSpec | None = None
     last_event: JobEvent | None = None
     has_webhook: bool = False
+    attempts: int = 0
 
     def restore(self, raw_data: Any) -> Any:
         """RQ's, and the fields that are ours."""
         self.has_webhook = WEBHOOK.encode() in raw_data
+        self.attempts = int(raw_data.get(ATTEMPTS.encode(), 0))
         return super().restore(raw_data)
 
     def forget_hooks(self) -> None:

@@ -7,6 +7,7 @@ from typing import Any, Final, TypeVar, cast
 
 import structlog
 from redis import Redis
+from rq.executions import Execution
 from rq.job import Job
 from rq.queue import Queue
 from rq.serializers import JSONSerializer
@@ -111,6 +112,7 @@ class InflightWorker(SteadyWorker):
         self._next_maintenance = 0.0
         self._next_poll = 0.0
         self._is_suspended = False
+        self._wants_to_be_empty = False
         # The engine belongs to the loop's thread; the beat's thread reads this instead.
         self._rows = 0
 
@@ -118,6 +120,7 @@ class InflightWorker(SteadyWorker):
 
     def execute_job(self, job: Job, queue: Queue) -> None:
         """Run the job that ended the wait, and whatever joins it, until nothing is in flight."""
+        self._wants_to_be_empty = False
         self._take(job)
         while self._flights:
             self._obey()
@@ -244,7 +247,7 @@ class InflightWorker(SteadyWorker):
 
     @property
     def _has_room(self) -> bool:
-        if self.is_stopping or self._is_suspended:
+        if self.is_stopping or self._is_suspended or self._wants_to_be_empty:
             return False
         backlog = sum(flight.images_to_store for flight in self._flights.values())
         return self._engine.has_room and backlog < _BACKLOG_BATCHES * self._engine.max_rows
@@ -260,7 +263,22 @@ class InflightWorker(SteadyWorker):
             except InvalidJob as error:
                 self._landing.refuse(job, execution, str(error))
                 return
+            if self._is_suspect(job):
+                # Nobody joins it, and it joins nobody: the next death will show who is to blame.
+                self._wants_to_be_empty = True
+                if self._flights:
+                    self._return(job, execution)
+                    return
             self._board(self._admission.board(job, execution, spec))
+
+    def _is_suspect(self, job: FencedJob) -> bool:
+        """Whether one more death of its worker would end the job, which may only have been near."""
+        return job.attempts >= max(1, self._settings.max_attempts - 1)
+
+    def _return(self, job: FencedJob, execution: Execution) -> None:
+        self.executions.pop(execution.id, None)
+        returned = self._leases.hand_back([(job.id, execution.id)], "runs_alone")
+        self._metrics.jobs_requeued.labels("runs_alone").inc(len(returned))
 
     def _board(self, flight: Flight) -> None:
         stale = self._flights.get(flight.id)

@@ -100,6 +100,34 @@ def test_jobs_join_and_leave_between_two_steps(rig: Rig, monkeypatch: pytest.Mon
     assert rig.told(first) == rig.told(late[0]) == ["queued", "admitted", "completed"]
 
 
+def test_a_job_that_may_have_killed_its_workers_runs_alone(rig: Rig) -> None:
+    before = [rig.submit(num_inference_steps=4) for _ in range(2)]
+    suspect = rig.submit()
+    after = rig.submit()
+    rig.redis.hset(rig.keys.job(suspect), "koala_attempts", rig.settings.max_attempts - 1)
+
+    rig.work()
+
+    assert set(before) in rig.engine.company
+    assert [company for company in rig.engine.company if suspect in company] == [{suspect}] * 10
+    assert {rig.record(job_id).state for job_id in [*before, suspect, after]} == {"completed"}
+    told = ["queued", "admitted", "requeued", "admitted", "completed"]
+    assert rig.told(suspect) == told
+    assert rig.events(suspect)[2].data["reason"] == "runs_alone"
+    assert rig.record(suspect).attempts == rig.settings.max_attempts - 1
+    assert rig.leftovers() == []
+
+
+def test_a_first_death_alone_makes_no_job_run_alone(rig: Rig) -> None:
+    jobs = {rig.submit(), rig.submit()}
+    for job_id in jobs:
+        rig.redis.hset(rig.keys.job(job_id), "koala_attempts", 1)
+
+    rig.work()
+
+    assert rig.engine.company == [jobs] * 10
+
+
 def test_rq_shows_the_truth_while_jobs_are_in_flight(rig: Rig) -> None:
     ids = [rig.submit() for _ in range(2)]
     seen = {}

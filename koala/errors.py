@@ -101,6 +101,13 @@ class PayloadTooLarge(InvalidRequest):
     default_code = "request_too_large"
 
 
+class HeadersTooLarge(InvalidRequest):
+    """The request's headers are longer than any client needs."""
+
+    status = 431
+    default_code = "headers_too_large"
+
+
 class UnsupportedMediaType(InvalidRequest):
     """The request body is not ``application/json``."""
 

@@ -10,12 +10,12 @@ from fastapi.middleware.cors import CORSMiddleware
 
 from koala import __version__
 from koala.settings import Settings
-from service import errors
+from service import errors, openapi
 from service.answer_headers import AnswerHeaders
 from service.body_limit import BodyLimit
 from service.gateway import Gateway
+from service.header_limit import HeaderLimit
 from service.observe import Observe
-from service.openapi import describe
 from service.routes import docs, generations, health, home, images, jobs, models
 from service.webhooks.courier import Courier
 from service.webhooks.message import image_generation_ended
@@ -73,6 +73,7 @@ def create_app(settings: Settings, webhook_pace: Pace | None = None) -> FastAPI:
     errors.install(app)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     # What is added later is farther out.
+    app.add_middleware(HeaderLimit)
     app.add_middleware(Observe, metrics=gateway.metrics)
     if settings.allowed_origins:
         # Around Observe, whose own errors a page must be able to read too.
@@ -93,5 +94,5 @@ def create_app(settings: Settings, webhook_pace: Pace | None = None) -> FastAPI:
         response_description="Received; any 2xx will do.",
         responses={"4XX": {"description": "Tried again later; after 410 never."}},
     )(image_generation_ended)
-    describe(app, settings)
+    openapi.install(app, gateway.card, settings)
     return app

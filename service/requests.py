@@ -8,7 +8,14 @@ import re
 from dataclasses import dataclass
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetCoreSchemaHandler
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+)
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from koala.schedulers import SCHEDULERS, canonical_name
@@ -18,7 +25,9 @@ RequestQuality = Literal["low", "medium", "high", "xhigh", "max", "auto", "stand
 
 MAX_DEADLINE_SECONDS: Final = 86_400
 
-_CONTROL: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")
+# What no text may contain, as part of a regular expression.
+CONTROL: Final = r"\x00-\x08\x0b\x0c\x0e-\x1f"
+_CONTROL: Final = re.compile(f"[{CONTROL}]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +67,12 @@ def _scheduler_name(value: str) -> str:
         raise PydanticCustomError("invalid_value", "{reason}", {"reason": str(error)}) from None
 
 
+def _whole(value: Any) -> Any:
+    # JSON has one kind of number, and to its readers 2.0 is the integer 2.
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+WHOLE: Final = BeforeValidator(_whole)
 Text = Annotated[str, AfterValidator(_plain_text)]
 ShortText = Annotated[Text, Field(max_length=512)]
 SchedulerText = Annotated[str, AfterValidator(_scheduler_name)]
@@ -82,6 +97,7 @@ class GenerationRequest(BaseModel):
     n: Annotated[
         int | None,
         Field(ge=1, le=10, description="Number of images; null: 1."),
+        WHOLE,
         Must("a whole number from 1 to 10"),
     ] = None
     size: Annotated[
@@ -105,6 +121,7 @@ class GenerationRequest(BaseModel):
     output_compression: Annotated[
         int | None,
         Field(ge=0, le=100, description="Quality of jpeg and webp in percent; null: 100."),
+        WHOLE,
         Must("a whole number from 0 to 100"),
     ] = None
     background: Annotated[
@@ -122,6 +139,7 @@ class GenerationRequest(BaseModel):
     partial_images: Annotated[
         int | None,
         Field(ge=0, le=3, description="Partial images of a stream; null: 0."),
+        WHOLE,
         Must("a whole number from 0 to 3"),
     ] = None
     style: Annotated[ShortText | None, Field(description="Not supported: refused unless null.")] = (
@@ -143,11 +161,13 @@ class GenerationRequest(BaseModel):
             le=MAX_SEED,
             description="Seed of the first image, image i has seed + i; null: random.",
         ),
+        WHOLE,
         Must(f"a whole number from 0 to {MAX_SEED}"),
     ] = None
     num_inference_steps: Annotated[
         int | None,
         Field(description="Denoising steps, instead of `quality`; null: the model's default."),
+        WHOLE,
         Must("a whole number"),
     ] = None
     guidance_scale: Annotated[
@@ -169,6 +189,7 @@ class GenerationRequest(BaseModel):
             le=MAX_PREVIEWS,
             description="Small images on the way, for `GET /v1/jobs/{id}/events`; null: 0.",
         ),
+        WHOLE,
         Must(f"a whole number from 0 to {MAX_PREVIEWS}"),
     ] = None
     priority: Annotated[

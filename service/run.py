@@ -12,6 +12,7 @@ import uvicorn
 
 from koala.errors import ModelNotFound
 from koala.settings import Settings
+from service import header_limit
 from service.app import create_app
 from service.gateway import BadSetting, Gateway
 
@@ -20,8 +21,6 @@ log = structlog.get_logger()
 # Longer than clients keep an idle connection, so that it is they who close it.
 _KEEP_ALIVE_SECONDS = 75
 _BACKLOG = 2048
-# Most bytes of a request's line and headers together.
-_MAX_HEAD_BYTES = 32_768
 
 
 class _Stopped(Exception):
@@ -73,7 +72,7 @@ def run(settings: Settings) -> int:
         ws="none",
         # httptools, if something brought it along, would answer methods it does not know by itself.
         http="h11",
-        h11_max_incomplete_event_size=_MAX_HEAD_BYTES,
+        h11_max_incomplete_event_size=header_limit.MOST_BYTES,
         timeout_keep_alive=_KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=max(1, int(settings.drain_seconds)),
     )

@@ -43,7 +43,7 @@ def accepted(api: Served, **fields: Any) -> dict[str, Any]:
         ("n", 11, "1 to 10"),
         ("n", True, "1 to 10"),
         ("n", "3", "1 to 10"),
-        ("n", 3.0, "1 to 10"),
+        ("n", 3.5, "1 to 10"),
         ("size", "64", "WIDTHxHEIGHT"),
         ("size", "64x64x64", "WIDTHxHEIGHT"),
         ("size", "64x64\n", "WIDTHxHEIGHT"),
@@ -200,6 +200,11 @@ def test_quality_stands_for_steps(api: Served, quality: str | None, named: str, 
 @pytest.mark.parametrize(("steps", "named"), [(1, "low"), (10, "medium"), (150, "max")])
 def test_steps_are_reported_as_the_nearest_quality(api: Served, steps: int, named: str) -> None:
     assert accepted(api, num_inference_steps=steps)["quality"] == named
+
+
+def test_a_whole_number_may_be_written_with_a_point(api: Served) -> None:
+    job = accepted(api, n=2.0, seed=7.0, num_inference_steps=4.0)
+    assert (job["n"], job["seed"], job["num_inference_steps"]) == (2, 7, 4)
 
 
 def test_null_means_the_default(api: Served) -> None:

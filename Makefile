@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: run test check bench demo-model clean
+.PHONY: run test check bench soak demo-model clean
 
 run: $(VENV)/.run
 	$(BIN)/koala up
@@ -20,6 +20,11 @@ check: $(VENV)/.test
 bench: $(VENV)/.bench
 	$(BIN)/python -m bench --output docs/performance/results.json
 	$(BIN)/python -m bench report docs/performance/results.json
+
+# Not part of the tests: it takes a quarter of an hour on a quiet machine.
+MINUTES ?= 15
+soak: $(VENV)/.test
+	$(BIN)/python -m bench.soak --minutes $(MINUTES) --output docs/reliability/soak.json
 
 demo-model: $(VENV)/.test
 	$(BIN)/python -m distill.train

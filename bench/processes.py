@@ -41,6 +41,12 @@ class Process:
         """Whether it exists right now."""
         return self._part.is_running
 
+    @property
+    def pid(self) -> int:
+        """Its id."""
+        assert self._part.process is not None
+        return self._part.process.pid
+
     def pause(self) -> None:
         """Freeze the whole group."""
         self._send_group(signal.SIGSTOP)

@@ -1,6 +1,6 @@
 """The contenders that take requests, as processes."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -76,6 +76,7 @@ class Koala(Server):
         threads: CPU threads of the worker's torch.
         rows: Row cap; ``None`` lets the worker choose.
         worker: Module of the worker and its arguments.
+        settings: More variables for the parts.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class Koala(Server):
         threads: int,
         rows: int | None = None,
         worker: Sequence[str] = ("koala", "work"),
+        settings: Mapping[str, str] | None = None,
     ) -> None:
         port = free_port()
         env = environment() | {
@@ -92,20 +94,27 @@ class Koala(Server):
             "KOALA_TORCH_THREADS": str(threads),
             "KOALA_LOG_LEVEL": "error",
         }
+        env |= settings or {}
         if rows is not None:
             env["KOALA_MAX_BATCH_ROWS"] = str(rows)
-        self._settings = Settings(data_dir=folder, redis_url=None)
-        processes = [Process("valkey", embedded.prepare(self._settings), env)]
-        embedded.wait_until_ready(self._settings)
+        self.settings: Final = Settings(data_dir=folder, redis_url=None)
+        processes = [Process("valkey", embedded.prepare(self.settings), env)]
+        embedded.wait_until_ready(self.settings)
         processes.append(Process("koala serve", python_module("koala", "serve"), env))
         processes.append(Process(" ".join(worker), python_module(*worker), env))
         super().__init__(processes, Address(f"http://127.0.0.1:{port}"), "/readyz")
 
     @property
+    def pids(self) -> dict[str, int]:
+        """The ids of its processes by what they are."""
+        names = ("valkey", "gateway", "worker")
+        return {name: p.pid for name, p in zip(names, self._processes, strict=True)}
+
+    @property
     def batch_rows(self) -> int:
         """The row cap that the worker chose."""
-        with connect(self._settings) as connection:
-            ads = connection.hvals(Keys(self._settings.queue).workers)
+        with connect(self.settings) as connection:
+            ads = connection.hvals(Keys(self.settings.queue).workers)
         return max(WorkerAd.model_validate_json(ad).max_rows for ad in ads)
 
 

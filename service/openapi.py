@@ -19,6 +19,13 @@ _Schema = dict[str, Any]
 
 _NULL: Final[_Schema] = {"type": "null"}
 _MOST_IMAGES: Final = 10
+# Space at the ends of a header's value is not part of it.
+_HEADERS: Final[dict[str, _Schema]] = {
+    "idempotency-key": {
+        "type": "string",
+        "pattern": r"^[\x21-\x7e]([\x20-\x7e]{0,253}[\x21-\x7e])?$",
+    }
+}
 _METHODS: Final = ("get", "post")
 _IMAGES: Final = "/v1/images/{name}"
 
@@ -131,8 +138,8 @@ def _narrow_parameters(document: _Schema, settings: Settings) -> None:
             for parameter in operation.get("parameters", ()):
                 schema = parameter["schema"]
                 if parameter["in"] == "header":
-                    # Any number of lines of any text are taken; a client sends one.
-                    _replace(schema, {"type": "string"})
+                    # Any number of lines of any text are taken of most; a client sends one.
+                    _replace(schema, _HEADERS.get(parameter["name"].lower(), {"type": "string"}))
                 elif parameter["name"] == "wait":
                     schema["maximum"] = settings.sync_timeout
 

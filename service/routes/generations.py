@@ -68,6 +68,10 @@ async def _count(request: Request, gateway: GatewayDep, principal: GeneratorDep)
     response_model=ImagesResponse,
     dependencies=[Depends(_count), Depends(_require_json)],
     responses={
+        200: {
+            "content": {"text/event-stream": {}},
+            "description": "The finished images; with `stream`, events of them.",
+        },
         202: {"model": Job, "description": "The job goes on; its address is in `Location`."},
         400: {"model": ErrorBody, "description": "A field cannot be honoured."},
         **AUTH_RESPONSES,

@@ -21,9 +21,9 @@ def test_a_worker_that_is_stopped_under_load_finishes_or_hands_back_and_exits_cl
     service: Parts,
 ) -> None:
     # The long ones cannot be finished within the drain.
-    long = [service.admit(prompt="a", num_inference_steps=50, n=3, seed=i) for i in range(8)]
+    long = [service.admit(prompt="a", num_inference_steps=150, n=3, seed=i) for i in range(8)]
     short = [service.admit(prompt="a", num_inference_steps=4, seed=i) for i in range(40)]
-    eventually(lambda: any(service.rig.record(job_id).state == "in_progress" for job_id in long))
+    eventually(lambda: len({service.rig.record(job_id).worker for job_id in long} - {None}) == 2)
     leaver = service.workers[0]
 
     assert service.stop_worker(leaver) == 0

@@ -103,7 +103,9 @@ def test_a_client_that_hangs_up_cancels_its_job(served: Served, worker: FakeWork
     with httpx.stream(
         "POST", served.base_url + GENERATIONS, json={"prompt": "a", "stream": True}, timeout=10
     ) as response:
-        assert next(response.iter_raw())
+        # Kept, or the connection would end with it.
+        chunks = response.iter_raw()
+        assert next(chunks)
         wait_until(lambda: bool(worker.waiting()))
     wait_until(lambda: not worker.waiting())
     wait_until(lambda: served.metric('koala_jobs_abandoned_total{outcome="cancelled"}') == 1)

@@ -4,6 +4,12 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
+# The playground is tested in a real browser: Debian's where that can be installed.
+INSTALL_CHROMIUM := if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
+	apt-get install -y -qq --no-install-recommends chromium >/dev/null; \
+	else $(BIN)/python -m playwright install chromium; fi
+
 .PHONY: run test check bench soak demo-model clean
 
 run: $(VENV)/.run
@@ -38,6 +44,7 @@ $(VENV)/.run: $(BIN)/python pyproject.toml constraints.txt
 
 $(VENV)/.test: $(VENV)/.run
 	$(PIP) install --quiet --constraint constraints.txt --editable '.[worker,embedded,distill,test]'
+	command -v chromium >/dev/null || $(INSTALL_CHROMIUM)
 	touch $@
 
 $(VENV)/.bench: $(VENV)/.run

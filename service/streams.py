@@ -10,7 +10,7 @@ from fastapi.sse import EventSourceResponse, format_sse_event
 
 from koala.errors import KoalaError
 from koala.events import EventType, JobEvent
-from koala.spec import JobRecord
+from koala.spec import JobRecord, Progress
 from koala.states import JobState
 from service.gateway import Gateway
 from service.render import job_body
@@ -62,7 +62,7 @@ async def job_events(
         if event.type.is_terminal:
             data |= await _end(gateway, record.id, base_url)
         else:
-            data |= event.data
+            data |= event.data | await _eta(gateway, record, event)
         yield frame(event.type, data, event.id or None)
         if event.type.is_terminal:
             return
@@ -85,6 +85,23 @@ async def untold_end(gateway: Gateway, job_id: str) -> JobEvent | None:
             return JobEvent(EventType.CANCELLED, {})
         case _:
             return None
+
+
+async def _eta(gateway: Gateway, record: JobRecord, event: JobEvent) -> dict[str, Any]:
+    """Seconds until the job ends, as of an event that says where it stands."""
+    match event.type:
+        case EventType.POSITION:
+            now = {"state": "queued", "position": event.data["position"]}
+        case EventType.STEP:
+            now = {"state": "in_progress", "progress": Progress.model_validate(event.data)}
+        case _:
+            return {}
+    try:
+        eta = await gateway.fleet.eta(record.model_copy(update=now))
+    except redis.RedisError as error:
+        log.warning("the workers' pace cannot be read", error=str(error))
+        eta = None
+    return {"eta_seconds": None if eta is None else round(eta, 2)}
 
 
 async def _end(gateway: Gateway, job_id: str, base_url: str) -> dict[str, Any]:

@@ -82,7 +82,13 @@ def test_a_listener_gets_what_was_and_what_comes(served: Served, worker: FakeWor
     step, preview, end = (
         next(e for e in events if e.type == t) for t in types(events)[1:3] + types(events)[4:]
     )
-    assert step.data == {"type": "step", "job_id": job_id, "step": 3, "steps": 20}
+    assert step.data == {
+        "type": "step",
+        "job_id": job_id,
+        "step": 3,
+        "steps": 20,
+        "eta_seconds": None,
+    }
     assert (preview.data["image"], preview.data["preview"]) == (1, 0)
     assert end.data["job"] == served.http.get(f"/v1/jobs/{job_id}").json()
     assert [image["url"] for image in end.data["job"]["result"]["data"]]
@@ -138,6 +144,28 @@ def test_the_position_in_the_queue_is_told_as_it_changes(
     assert [event.data["position"] for event in positions] == [2, 1, 0]
     assert {event.id for event in positions} == {None}
     assert first != second
+
+
+def test_how_long_it_will_take_is_told_with_steps_and_positions(
+    served: Served, worker: FakeWorker
+) -> None:
+    worker.advertise(seconds_per_step=0.5, images_per_second=2.0)
+    ahead, job_id = submit(served), submit(served)
+    with watching(served, job_id) as [listener]:
+        feed = served.gateway.feeds._feeds[job_id]
+        wait_until(lambda: feed.is_queued and feed.position == 1)
+        worker.finish(worker.take())
+        worker.take()
+        worker.step(job_id, 4)
+        worker.finish(job_id)
+        events = listener.result(10)
+
+    etas = {event.type: event.data["eta_seconds"] for event in events if event.type == "step"}
+    assert etas == {"step": 3.0}
+    [first, *_] = [event for event in events if event.type == "position"]
+    # One image ahead at two a second, then ten steps of half a second.
+    assert first.data["eta_seconds"] == 5.5
+    assert ahead != job_id
 
 
 @pytest.mark.parametrize("end", ["fail", "cancel"])

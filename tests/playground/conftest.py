@@ -9,9 +9,13 @@ from playwright.sync_api import Browser, Page, sync_playwright
 from tests.support import Stack
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """Chromium: the system's, or else the one that playwright has installed."""
+    """Chromium: the system's, or else the one that playwright has installed.
+
+    For no longer than needed: playwright keeps an event loop running in this thread, where other
+    tests start their own.
+    """
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(
             executable_path=shutil.which("chromium"),

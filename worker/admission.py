@@ -121,6 +121,10 @@ class Admission:
                 return execution
         return None
 
+    def is_suspect(self, job: FencedJob) -> bool:
+        """Whether one more death of its worker would end the job, which may only have been near."""
+        return job.attempts >= max(1, self._settings.max_attempts - 1)
+
     def board(self, job: FencedJob, execution: Execution, spec: JobSpec) -> Flight:
         """The flight of a claimed job."""
         most = self._model.max_prompt_tokens

@@ -263,17 +263,13 @@ class InflightWorker(SteadyWorker):
             except InvalidJob as error:
                 self._landing.refuse(job, execution, str(error))
                 return
-            if self._is_suspect(job):
+            if self._admission.is_suspect(job):
                 # Nobody joins it, and it joins nobody: the next death will show who is to blame.
                 self._wants_to_be_empty = True
                 if self._flights:
                     self._return(job, execution)
                     return
             self._board(self._admission.board(job, execution, spec))
-
-    def _is_suspect(self, job: FencedJob) -> bool:
-        """Whether one more death of its worker would end the job, which may only have been near."""
-        return job.attempts >= max(1, self._settings.max_attempts - 1)
 
     def _return(self, job: FencedJob, execution: Execution) -> None:
         self.executions.pop(execution.id, None)

@@ -109,22 +109,6 @@ async def generate(
     preference = parse(prefer or ())
     seconds = preference.seconds(gateway.settings.sync_timeout)
     job_id, ended = new_job_id(), None
-    if body.stream:
-        submitted = await submit(
-            gateway,
-            spec,
-            job_id,
-            principal,
-            idempotency=idempotency(idempotency_key, body),
-            kept=False,
-        )
-        frames = image_events(
-            gateway,
-            submitted.record,
-            gateway.base_url(request),
-            _patience(submitted.record.spec, gateway.settings.sync_timeout),
-        )
-        return event_stream(frames, job_headers(submitted.record.id))
     with gateway.hub.watch(job_id) as may_have_ended:
         submitted = await submit(
             gateway,
@@ -132,9 +116,14 @@ async def generate(
             job_id,
             principal,
             idempotency=idempotency(idempotency_key, body),
-            kept=seconds == 0,
+            kept=seconds == 0 and not body.stream,
         )
         record = submitted.record
+        if body.stream:
+            base_url = gateway.base_url(request)
+            patience = _patience(record.spec, gateway.settings.sync_timeout)
+            frames = image_events(gateway, record, base_url, patience)
+            return event_stream(frames, job_headers(record.id))
         if submitted.is_new:
             wait = _patience(spec, seconds)
             ended = await _wait(gateway, request, record, may_have_ended, wait)

@@ -1,6 +1,7 @@
 """Reads jobs back: RQ's hash, its result and the last event, as one record."""
 
 from datetime import UTC, datetime, timedelta
+from typing import Final
 
 import redis.asyncio
 from rq.job import Job
@@ -12,6 +13,9 @@ from koala.keys import Keys
 from koala.scripts import ATTEMPTS
 from koala.spec import JobError, JobRecord, JobResult, JobSpec, Progress
 from koala.states import JobState, from_rq
+
+# Previews of all images of a job can follow what tells where it stands, even its end.
+_LAST_EVENTS: Final = 12
 
 
 class Records:
@@ -36,7 +40,7 @@ class Records:
                 pipeline.ttl(self._keys.job(job_id))
                 pipeline.lpos(self._keys.pending, job_id)
                 pipeline.xrevrange(self._keys.results(job_id), count=1)
-                pipeline.xrevrange(self._keys.events(job_id), count=1)
+                pipeline.xrevrange(self._keys.events(job_id), count=_LAST_EVENTS)
             replies = await pipeline.execute()
         return [
             self._record(job_id, *replies[5 * i : 5 * i + 5]) if replies[5 * i] else None
@@ -56,7 +60,8 @@ class Records:
         job.restore(raw)
         spec = JobSpec.model_validate(job.kwargs["spec"])
         state = from_rq(job.get_status(refresh=False))
-        last = decode(*events[0]) if events else None
+        told = (decode(*entry) for entry in events)
+        last = next((e for e in told if e is not None and e.type is not EventType.PREVIEW), None)
         latest = self._latest_result(job_id, results)
         return JobRecord(
             id=job_id,

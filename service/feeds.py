@@ -150,10 +150,14 @@ class Feeds:
             await subscription.subscribe(self._keys.wake, self._keys.progress)
             # What came before the subscription has no message.
             await self._read(list(self._feeds.values()))
+            next_full = time.monotonic() + _POLL_SECONDS
             while self._feeds:
                 changed = await self._changed(subscription)
                 feeds = list(self._feeds.values())
-                await self._read([f for f in feeds if not changed or f.job_id in changed])
+                is_due = time.monotonic() >= next_full
+                if is_due:
+                    next_full = time.monotonic() + _POLL_SECONDS
+                await self._read([f for f in feeds if is_due or f.job_id in changed])
                 await self._tell_positions()
 
     @staticmethod
@@ -176,11 +180,13 @@ class Feeds:
             for feed, last_id in zip(feeds, asked, strict=True):
                 pipeline.xrange(self._keys.events(feed.job_id), min=f"({last_id}")
             replies = await pipeline.execute()
-        for feed, last_id, entries in zip(feeds, asked, replies, strict=True):
-            # Another reader may have come first.
-            if feed.last_id == last_id and entries:
-                events = [decode(*entry) for entry in entries]
-                feed.grow([event for event in events if event is not None])
+        for feed, entries in zip(feeds, replies, strict=True):
+            # Another reader may have come first with some of them.
+            known = _order(feed.last_id)
+            events = [event for event in (decode(*entry) for entry in entries) if event is not None]
+            fresh = [event for event in events if _order(event.id) > known]
+            if fresh:
+                feed.grow(fresh)
 
     async def _tell_positions(self) -> None:
         queued = [feed for feed in self._feeds.values() if feed.is_queued]

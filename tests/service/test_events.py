@@ -243,3 +243,17 @@ def test_those_who_listen_are_told_when_the_gateway_ends(
         served.gateway.dismiss()
         assert listener.result(10)[-1].type == "shutdown"
     assert worker.take() == job_id
+
+
+def test_a_preview_hides_neither_progress_nor_the_reason_of_a_failure(
+    served: Served, worker: FakeWorker
+) -> None:
+    job_id = submit(served, previews=2)
+    worker.take()
+    worker.step(job_id, 3)
+    worker.preview(job_id, 0)
+    assert served.http.get(f"/v1/jobs/{job_id}").json()["progress"] == {"step": 3, "steps": 10}
+    worker.fail(job_id)
+    worker.preview(job_id, 1)
+    error = served.http.get(f"/v1/jobs/{job_id}").json()["error"]
+    assert error["code"] == "out_of_memory"

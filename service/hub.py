@@ -5,21 +5,17 @@ Redis was away are made up for by a slow look at the states of all watched jobs.
 """
 
 import asyncio
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from typing import Final
 
 import redis.asyncio
 import structlog
 
 from koala.events import parse_wake
 from koala.queue import JobQueue
+from service.keep_going import keep_going
 
 log = structlog.get_logger()
-
-_FIRST_BACKOFF: Final = 0.1
-_LONGEST_BACKOFF: Final = 5.0
 
 
 class Hub:
@@ -77,7 +73,9 @@ class Hub:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Listen for as long as the context lasts."""
-        tasks = [asyncio.create_task(self._keep(work)) for work in (self._listen, self._poll)]
+        tasks = [
+            asyncio.create_task(keep_going(work, "hub")) for work in (self._listen, self._poll)
+        ]
         try:
             yield
         finally:
@@ -88,25 +86,6 @@ class Hub:
     def _wake(self, job_id: str) -> None:
         for event in self._watches.get(job_id, ()):
             event.set()
-
-    async def _keep(self, work: Callable[[], Awaitable[None]]) -> None:
-        """Do ``work`` again and again, at a slower pace while it goes wrong."""
-        backoff = _FIRST_BACKOFF
-        while True:
-            began = time.monotonic()
-            try:
-                await work()
-                backoff = _FIRST_BACKOFF
-                continue
-            except redis.RedisError as error:
-                log.warning("the hub has lost the queue", error=str(error), retry_in=backoff)
-            except Exception:
-                # Nobody awaits this task: dying here would slow down all waiters in silence.
-                log.exception("the hub stumbled", retry_in=backoff)
-            if time.monotonic() - began > _LONGEST_BACKOFF:
-                backoff = _FIRST_BACKOFF
-            await asyncio.sleep(backoff)
-            backoff = min(2 * backoff, _LONGEST_BACKOFF)
 
     async def _listen(self) -> None:
         async with self._redis.pubsub(ignore_subscribe_messages=True) as subscription:

@@ -14,6 +14,7 @@ from koala.errors import JobNotFound
 from koala.spec import JobRecord
 from koala.states import JobState
 from service.gateway import Gateway
+from service.keep_going import FIRST_BACKOFF, keep_going
 from service.webhooks.attempts import Attempts, Verdict
 from service.webhooks.lanes import Lanes
 from service.webhooks.outbox import LEASE_SECONDS, Claim, Outbox
@@ -27,9 +28,6 @@ _PARALLEL: Final = 16
 
 # What a gateway that ends leaves to the attempts under way.
 _PARTING_SECONDS: Final = 1.0
-
-_FIRST_BACKOFF: Final = 0.1
-_LONGEST_BACKOFF: Final = 5.0
 
 
 class Courier:
@@ -61,7 +59,7 @@ class Courier:
         if self._gateway.settings.webhook_secret is None:
             yield
             return
-        run = asyncio.create_task(self._run())
+        run = asyncio.create_task(keep_going(self._round, "courier"))
         try:
             yield
         finally:
@@ -69,21 +67,6 @@ class Courier:
             await asyncio.gather(run, return_exceptions=True)
             await self._part()
             await self._sender.close()
-
-    async def _run(self) -> None:
-        backoff = _FIRST_BACKOFF
-        while True:
-            try:
-                await self._round()
-                backoff = _FIRST_BACKOFF
-                continue
-            except redis.RedisError as error:
-                log.warning("the courier has lost the outbox", error=str(error), retry_in=backoff)
-            except Exception:
-                # Nobody awaits this task: dying here would end all webhooks in silence.
-                log.exception("the courier stumbled", retry_in=backoff)
-            await asyncio.sleep(backoff)
-            backoff = min(2 * backoff, _LONGEST_BACKOFF)
 
     async def _round(self) -> None:
         free = _PARALLEL - len(self._under_way)
@@ -169,7 +152,7 @@ class Courier:
                 if time.monotonic() > deadline:
                     log.error("a webhook's end is lost", job_id=claim.job_id, error=str(error))
                     return
-                await asyncio.sleep(_FIRST_BACKOFF)
+                await asyncio.sleep(FIRST_BACKOFF)
 
     def _count(self, claim: Claim, verdict: Verdict, **more: str) -> None:
         self._gateway.metrics.webhooks.labels(verdict.outcome).inc()

@@ -58,7 +58,7 @@ local ahead = insert(id, rank_of(class, tag), false)
 
 redis.call('ZADD', index, created, id)
 if owner ~= '' then
-  local own_index = index .. ':' .. owner
+  local own_index = index_of .. owner
   for _, other in ipairs(redis.call('ZRANGE', own_index, 0, %(pruned)d - 1)) do
     if redis.call('EXISTS', job_key(other)) == 0 then redis.call('ZREM', own_index, other) end
   end
@@ -119,7 +119,7 @@ class Submission:
         self._limit = settings.max_queued
         self._script = connection.register_script(
             prelude(keys, settings.event_ttl)
-            + f"local index = '{keys.index}'\n"
+            + f"local index, index_of = '{keys.index}', '{keys.index_of('')}'\n"
             + _ADMIT
             % {
                 "rank": f"'{RANK}'",

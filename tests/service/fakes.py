@@ -140,9 +140,10 @@ class FakeWorker:
             denoise_seconds=0.1,
             decode_and_store_seconds=0.02,
         )
-        job = self._end(job_id, JobStatus.FINISHED)
         value = result.model_dump(mode="json")
-        Result.create(job, Result.Type.SUCCESSFUL, ttl=600, return_value=value)
+        # A job that is seen to be over has its result, as where RQ writes both at once.
+        Result.create(self._job(job_id), Result.Type.SUCCESSFUL, ttl=600, return_value=value)
+        self._end(job_id, JobStatus.FINISHED)
         if not silently:
             self._publish(job_id, JobEvent(EventType.COMPLETED, {}))
 

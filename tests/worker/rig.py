@@ -215,8 +215,9 @@ class Rig:
         return [key.decode() for pattern in patterns for key in self.redis.keys(pattern)]
 
     def expire_lease(self, job_id: str) -> None:
-        """Let the lease of a job be over."""
-        assert self.redis.zadd(self.keys.leases, {job_id: 1}, xx=True, ch=True)
+        """Let the lease of a job, which has one, be over."""
+        assert self.redis.zscore(self.keys.leases, job_id) is not None
+        self.redis.zadd(self.keys.leases, {job_id: 1}, xx=True)
 
     def _on_queue(self, action: Callable[[JobQueue], Coroutine[Any, Any, T]]) -> T:
         async def act() -> T:

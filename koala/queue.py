@@ -143,9 +143,20 @@ class JobQueue:
             if rank is None:
                 raise JobNotFound(f"There is no job {after[:80]!r} to list from.", param="after")
             start = rank + 1
-        ids = cast(list[bytes], await self._redis.zrevrange(index, start, start + limit - 1))
-        records = await self._records.read([job_id.decode() for job_id in ids])
-        return [record for record in records if record is not None]
+        found: list[JobRecord] = []
+        while len(found) < limit:
+            stop = start + limit - len(found) - 1
+            entries = cast(list[bytes], await self._redis.zrevrange(index, start, stop))
+            if not entries:
+                break
+            ids = [entry.decode() for entry in entries]
+            records = await self._records.read(ids)
+            found += [record for record in records if record is not None]
+            expired = [i for i, record in zip(ids, records, strict=True) if record is None]
+            if expired:
+                await self._redis.zrem(index, *expired)
+            start += len(ids) - len(expired)
+        return found
 
     async def states(self, job_ids: list[str]) -> dict[str, JobState | None]:
         """The bare states of many jobs, in one round trip; ``None`` for one that does not exist."""

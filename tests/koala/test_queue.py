@@ -111,6 +111,20 @@ def test_the_newest_jobs_are_listed_first_page_by_page(settings: Settings) -> No
     run(settings, use)
 
 
+def test_expired_jobs_make_no_page_short_and_are_forgotten(
+    settings: Settings, connection: redis.Redis
+) -> None:
+    async def use(queue: JobQueue) -> None:
+        ids = [(await queue.submit(spec(seed=i))).record.id for i in range(7)]
+        for expired in ids[2:6]:
+            connection.delete(queue.keys.job(expired))
+        assert [record.id for record in await queue.newest(2)] == [ids[6], ids[1]]
+        assert [record.id for record in await queue.newest(9)] == [ids[6], ids[1], ids[0]]
+        assert connection.zcard(queue.keys.index) == 3
+
+    run(settings, use)
+
+
 def test_an_unknown_job_is_an_error_that_names_it(settings: Settings) -> None:
     async def use(queue: JobQueue) -> None:
         with pytest.raises(JobNotFound, match="job_none"):

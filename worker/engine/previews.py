@@ -30,8 +30,10 @@ class Previewer:
     def __init__(self, pipeline: ResidentPipeline) -> None:
         self._pipeline = pipeline
         self._saved = _MOST_SAVED_SECONDS
-        # Seconds that the decoder takes for one square of latents, as last seen.
-        self._pace = 0.0
+        # Seconds that the decoder takes for one square of latents; the first call, which may have
+        # to warm up, tells nothing.
+        self._pace: float | None = None
+        self._is_warm = False
 
     def earn(self, seconds: float) -> None:
         """Note that the engine worked for so long."""
@@ -48,25 +50,51 @@ class Previewer:
         predicted = [(s, s.predicted) for s in samples if s.predicted is not None]
         if not predicted:
             return []
-        latents = torch.cat([prediction for _, prediction in predicted])
         try:
-            images = self._images(latents)
+            latents = torch.cat([prediction for _, prediction in predicted])
+            images = self._decoded(latents) or self._projected(latents)
         except Exception as error:
             if is_fatal(error):
                 raise
             return []
-        return [(sample, image) for (sample, _), image in zip(predicted, images, strict=False)]
+        drawn = zip(predicted, images, strict=False)
+        return [(sample, image) for (sample, _), image in drawn if image is not None]
 
-    def _images(self, latents: torch.Tensor) -> Sequence[Image.Image]:
+    def _decoded(self, latents: torch.Tensor) -> list[Image.Image | None]:
+        """Images of the first latents, as many as can be paid for; none where others are due."""
+        squares = latents.shape[2] * latents.shape[3]
+        if squares > _LARGEST_DECODED:
+            return []
+        count = self._affordable(squares, len(latents))
+        if count < len(latents) and (count == 0 or self._pipeline.projection.is_known):
+            return []
+        began = time.perf_counter()
+        try:
+            drawn = to_images(self._pipeline.decode(latents[:count]))
+        except Exception as error:
+            if is_fatal(error):
+                raise
+            # It may well fail again: the next try has to be earned.
+            self._saved = min(self._saved, 0.0)
+            return []
+        self._pay(time.perf_counter() - began, squares * count)
+        return [None if isinstance(image, Exception) else image for image in drawn]
+
+    def _affordable(self, squares: int, wanted: int) -> int:
+        if self._saved <= 0:
+            return 0
+        if not self._pace:
+            return wanted
+        return min(wanted, int(self._saved / (self._pace * squares)))
+
+    def _pay(self, seconds: float, squares: int) -> None:
+        self._saved -= seconds
+        if self._is_warm:
+            pace = seconds / squares
+            # One slow call must not look like a slow device.
+            self._pace = pace if self._pace is None else min(pace, 2 * self._pace)
+        self._is_warm = True
+
+    def _projected(self, latents: torch.Tensor) -> list[Image.Image]:
         projection = self._pipeline.projection
-        squares = latents.shape[0] * latents.shape[2] * latents.shape[3]
-        small = latents.shape[2] * latents.shape[3] <= _LARGEST_DECODED
-        if small and self._pace * squares <= self._saved:
-            began = time.perf_counter()
-            drawn = to_images(self._pipeline.decode(latents))
-            images = [image for image in drawn if not isinstance(image, Exception)]
-            spent = time.perf_counter() - began
-            self._pace = spent / squares
-            self._saved -= spent
-            return images if len(images) == len(latents) else []
         return projection.draw(latents) if projection.is_known else []

@@ -134,33 +134,102 @@ def test_a_worker_that_knows_no_map_and_has_no_time_shows_nothing(
     assert "a" in images(events)
 
 
+@pytest.fixture
+def decoded(pipeline: ResidentPipeline, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Images of each call of the decoder, which takes a second for each by a clock of its own."""
+    calls: list[int] = []
+    now = 0.0
+
+    def decode(latents: torch.Tensor) -> torch.Tensor:
+        nonlocal now
+        calls.append(len(latents))
+        now += len(latents)
+        return latents[:, :3]
+
+    monkeypatch.setattr("worker.engine.previews.time.perf_counter", lambda: now)
+    monkeypatch.setattr(pipeline, "decode", decode)
+    return calls
+
+
+def predicted(pipeline: ResidentPipeline, count: int = 1) -> list[Sample]:
+    """Samples in the middle of their way."""
+    drawn = []
+    for i in range(count):
+        request = sample(f"a{i}", num_inference_steps=4, preview_steps=frozenset({2}))
+        positive, negative = PromptCache(pipeline).conditioning(request)
+        drawn.append(Sample(request, pipeline, positive, negative))
+        drawn[-1].predicted = drawn[-1].latents
+    return drawn
+
+
 def test_previews_by_the_decoder_are_paid_for_by_a_share_of_the_engines_time(
-    pipeline: ResidentPipeline, monkeypatch: pytest.MonkeyPatch
+    pipeline: ResidentPipeline, decoded: list[int]
 ) -> None:
     previewer = Previewer(pipeline)
-    clock = iter(float(i) for i in range(100))
-    monkeypatch.setattr("worker.engine.previews.time.perf_counter", lambda: next(clock))
-    decoded: list[int] = []
-    monkeypatch.setattr(
-        pipeline, "decode", lambda latents: decoded.append(len(latents)) or latents[:, :3]
-    )
-    request = sample("a", num_inference_steps=4, preview_steps=frozenset({2}))
-    positive, negative = PromptCache(pipeline).conditioning(request)
-    drawn = Sample(request, pipeline, positive, negative)
-    drawn.predicted = drawn.latents
-
-    # Each decoding takes a second by this clock; half a one was saved up at first.
-    previewer.draw([drawn])
+    drawn = predicted(pipeline)
+    # Half a second was saved up, and a first call is allowed to take longer.
+    previewer.draw(drawn)
     assert decoded == [1]
-    previewer.draw([drawn])
-    assert decoded == [1]
-    previewer.earn(40.0)
-    previewer.draw([drawn])
-    assert decoded == [1]
-    previewer._pace = 0.3 / 64
     previewer.earn(20.0)
-    previewer.draw([drawn])
+    previewer.draw(drawn)
+    assert decoded == [1]
+    previewer.earn(10.0)
+    previewer.draw(drawn)
     assert decoded == [1, 1]
+    # No more can be saved up than half a second, and by now it is known to take longer.
+    previewer.earn(10_000.0)
+    previewer.draw(drawn)
+    assert decoded == [1, 1]
+
+
+def test_one_slow_preview_does_not_look_like_a_slow_device(
+    pipeline: ResidentPipeline, decoded: list[int]
+) -> None:
+    previewer = Previewer(pipeline)
+    previewer._is_warm, previewer._pace = True, 0.01 / 64
+    drawn = predicted(pipeline)
+    previewer.draw(drawn)
+    previewer.earn(10_000.0)
+    previewer.draw(drawn)
+    assert decoded == [1, 1]
+
+
+def test_without_a_map_the_decoder_shows_as_many_as_it_may(
+    pipeline: ResidentPipeline, decoded: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "projection", Projection())
+    previewer = Previewer(pipeline)
+    previewer._is_warm, previewer._pace = True, 0.2 / 64
+    drawn = predicted(pipeline, 3)
+    assert [shown for shown, _ in previewer.draw(drawn)] == drawn[:2]
+    assert decoded == [2]
+
+
+def test_where_the_decoder_fails_the_map_shows_what_there_is(
+    pipeline: ResidentPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries = 0
+
+    def decode(latents: torch.Tensor) -> torch.Tensor:
+        nonlocal tries
+        tries += 1
+        raise torch.OutOfMemoryError("no")
+
+    monkeypatch.setattr(pipeline, "decode", decode)
+    previewer = Previewer(pipeline)
+    drawn = predicted(pipeline)
+    for _ in range(3):
+        assert [shown for shown, _ in previewer.draw(drawn)] == drawn
+    assert tries == 1
+    previewer.earn(1.0)
+    previewer.draw(drawn)
+    assert tries == 2
+
+
+def test_a_sample_of_no_numbers_spoils_no_other_preview(pipeline: ResidentPipeline) -> None:
+    spoilt, sound = predicted(pipeline, 2)
+    spoilt.predicted = torch.full_like(spoilt.latents, torch.nan)
+    assert [shown for shown, _ in Previewer(pipeline).draw([spoilt, sound])] == [sound]
 
 
 def test_a_preview_that_cannot_be_drawn_costs_nothing_else(

@@ -47,11 +47,11 @@ def create_app(settings: Settings, webhook_pace: Pace | None = None) -> FastAPI:
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         sweeping = asyncio.create_task(gateway.retention.run())
         try:
-            async with gateway.hub.running(), courier.running():
+            async with gateway.withdrawals.running(), gateway.hub.running(), courier.running():
                 yield
         finally:
             sweeping.cancel()
-            await asyncio.gather(sweeping, *gateway.tasks, return_exceptions=True)
+            await asyncio.gather(sweeping, return_exceptions=True)
             await gateway.feeds.close()
             await gateway.redis.aclose()
 

@@ -1,7 +1,6 @@
 """What the routes share: made once per application, given to each route as a dependency."""
 
-import asyncio
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated
 
 import redis.asyncio
@@ -20,6 +19,7 @@ from service.keyring import Keyring
 from service.metrics import Metrics
 from service.rate_limits import RateLimits
 from service.retention import Retention
+from service.withdrawals import Withdrawals
 
 
 class BadSetting(Exception):
@@ -41,9 +41,8 @@ class Gateway:
     retention: Retention
     keyring: Keyring | None
     rate_limits: RateLimits
-    metrics: Metrics = field(default_factory=Metrics)
-    # What goes on although the request that began it is over.
-    tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    withdrawals: Withdrawals
+    metrics: Metrics
 
     @classmethod
     def build(cls, settings: Settings) -> "Gateway":
@@ -62,7 +61,7 @@ class Gateway:
             store = ImageStore(settings.resolved_image_store)
         except (ValueError, ImportError) as error:
             raise BadSetting(f"KOALA_IMAGE_STORE: {error}.") from None
-        queue = JobQueue(connection, settings)
+        queue, metrics = JobQueue(connection, settings), Metrics()
         return cls(
             settings=settings,
             card=resolve(settings.model, settings.model_revision),
@@ -75,6 +74,8 @@ class Gateway:
             retention=Retention(connection, queue.keys, store, settings),
             keyring=_keyring(settings),
             rate_limits=RateLimits(connection, settings),
+            withdrawals=Withdrawals(queue, metrics),
+            metrics=metrics,
         )
 
     def dismiss(self) -> None:

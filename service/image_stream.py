@@ -17,7 +17,7 @@ from service.gateway import Gateway
 from service.outcomes import failure, not_ready
 from service.render import images_body
 from service.streams import HEARTBEAT, HEARTBEAT_SECONDS, frame, untold_end
-from service.waiting import abandon_soon, dismissal
+from service.waiting import dismissal
 
 
 async def image_events(
@@ -59,11 +59,10 @@ async def image_events(
         told = True
         yield _error(dismissal(record.id))
     except redis.RedisError:
-        told = True
         yield _error(QueueUnavailable("The queue cannot be reached right now; try again soon."))
     finally:
         if not told:
-            abandon_soon(gateway, record.id)
+            gateway.withdrawals.add(record.id, if_abandoned=True)
 
 
 async def _partial(spec: JobSpec, preview: dict[str, Any]) -> bytes:

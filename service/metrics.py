@@ -74,7 +74,7 @@ class Metrics:
         )
         self.jobs_abandoned = Counter(
             "koala_jobs_abandoned",
-            "Jobs whose waiting client hung up, by what became of them.",
+            "Jobs whose client hung up or was told of an error, by what became of them.",
             ["outcome"],
             registry=self.registry,
         )

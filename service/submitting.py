@@ -60,6 +60,8 @@ async def submit(
     Raises:
         QueueFull: It is full; says when to come back.
         IdempotencyConflict: The key stands for another body.
+        redis.RedisError: Redis does not answer. The job is withdrawn in case it got in, unless
+            the client can come back for it with its key.
     """
     submitted_jobs = gateway.metrics.jobs_submitted
     try:
@@ -73,6 +75,10 @@ async def submit(
     except QueueFull as full:
         submitted_jobs.labels("full").inc()
         full.retry_after = await _retry_after(gateway, full.waiting, spec)
+        raise
+    except redis.RedisError:
+        if idempotency is None:
+            gateway.withdrawals.add(job_id, if_abandoned=False)
         raise
     submitted_jobs.labels("admitted" if submitted.is_new else "known").inc()
     return submitted

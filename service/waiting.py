@@ -6,7 +6,7 @@ import redis
 import structlog
 from fastapi import Request
 
-from koala.errors import JobNotFound, QueueUnavailable
+from koala.errors import QueueUnavailable
 from koala.spec import JobRecord
 from koala.states import JobState
 from service.errors import ClientGone
@@ -82,24 +82,6 @@ async def follow(gateway: Gateway, request: Request, job_id: str, seconds: float
         await gateway.queue.keep(job_id)
         ended = await wait_for_end(gateway, request, job_id, may_have_ended, seconds)
         return ended or await gateway.queue.get(job_id)
-
-
-async def abandon(gateway: Gateway, job_id: str) -> None:
-    """Cancel the job of a client that hung up, unless somebody else knows it."""
-    try:
-        outcome = await gateway.queue.cancel(job_id, if_abandoned=True)
-    except (redis.RedisError, JobNotFound) as error:
-        log.warning("an abandoned job could not be cancelled", job=job_id, error=str(error))
-        return
-    log.info("a client hung up", job=job_id, outcome=outcome.value)
-    gateway.metrics.jobs_abandoned.labels(outcome.value).inc()
-
-
-def abandon_soon(gateway: Gateway, job_id: str) -> None:
-    """The same, where nothing can be awaited because the client's request is being torn down."""
-    task = asyncio.create_task(abandon(gateway, job_id))
-    gateway.tasks.add(task)
-    task.add_done_callback(gateway.tasks.discard)
 
 
 def dismissal(job_id: str) -> QueueUnavailable:

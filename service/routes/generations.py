@@ -26,7 +26,7 @@ from service.requests import GenerationRequest
 from service.responses import ImagesResponse, Job
 from service.streams import event_stream
 from service.submitting import idempotency, submit
-from service.waiting import abandon, follow, is_over, job_headers, wait_for_end
+from service.waiting import follow, is_over, job_headers, wait_for_end
 
 log = structlog.get_logger()
 
@@ -161,7 +161,7 @@ async def _wait(
     try:
         return await wait_for_end(gateway, request, record.id, event, seconds)
     except ClientGone:
-        await abandon(gateway, record.id)
+        gateway.withdrawals.add(record.id, if_abandoned=True)
         raise
 
 

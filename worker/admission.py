@@ -1,11 +1,12 @@
 """Admission: what may run here, and the claim that makes a popped job ours."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from pydantic import ValidationError
-from redis.exceptions import WatchError
+from redis.exceptions import RedisError, WatchError
 from rq.exceptions import DeserializationError
 from rq.executions import Execution
 from rq.job import JobStatus
@@ -20,10 +21,14 @@ from koala.spec import JobSpec
 from worker.fencing import FencedJob, FencedWorker
 from worker.flight import Flight
 from worker.leases import Leases
+from worker.strays import Strays
 
 # RQ fails a job whose execution expired, the reaper puts it back into the queue: so long no worker
 # may be there at all without RQ being the first to come by.
 EXECUTION_TTL: Final = 7 * 86_400
+
+# Why a job goes back whose claim was of no use.
+NOT_BEGUN: Final = "not_begun"
 
 _CLAIM_TRIES: Final = 5
 
@@ -52,6 +57,7 @@ class Admission:
     Args:
         worker: In whose name.
         leases: The lease's length and the keys.
+        strays: Told of each claim whose answer got lost.
         settings: The default time-out.
         model: The model that jobs may ask for.
     """
@@ -60,11 +66,13 @@ class Admission:
         self,
         worker: FencedWorker,
         leases: Leases,
+        strays: Strays,
         settings: Settings,
         model: ServedModel,
     ) -> None:
         self._worker = worker
         self._leases = leases
+        self._strays = strays
         self._settings = settings
         self._model = model
 
@@ -99,27 +107,43 @@ class Admission:
         From here on RQ's registries show it running, it has a lease, and its token guards its end.
 
         Raises:
-            redis.RedisError: Redis does not answer; the job goes back to the queue by itself.
+            redis.RedisError: Redis does not answer; the job goes back to the queue.
         """
-        with self._worker.connection.pipeline() as pipeline:
-            for _ in range(_CLAIM_TRIES):
-                pipeline.watch(job.key)  # type: ignore[no-untyped-call]
-                status = as_text(pipeline.hget(job.key, "status") or b"")
-                if status != JobStatus.QUEUED:
-                    # Nothing to guard: somebody else has it, or it has ended.
-                    pipeline.unwatch()
-                    self._worker.connection.lrem(self._worker.keys.intermediate, 1, job.id)
-                    return None
-                pipeline.multi()
-                execution = self._write_claim(job, pipeline)
-                try:
-                    pipeline.execute()
-                except WatchError:
-                    continue
-                self._worker.executions[execution.id] = execution
-                job.token = execution.id
-                return execution
+        claim: Execution | None = None
+        try:
+            with self._worker.connection.pipeline() as pipeline:
+                for _ in range(_CLAIM_TRIES):
+                    pipeline.watch(job.key)  # type: ignore[no-untyped-call]
+                    held = cast(list[bytes | None], pipeline.hmget(job.key, "status", TOKEN))
+                    status, token = (as_text(value) if value else None for value in held)
+                    if claim is not None and token == claim.id:
+                        # Only the answer to our claim got lost.
+                        return self._hold(job, claim)
+                    if status != JobStatus.QUEUED:
+                        # Nothing to guard: somebody else has it, or it has ended.
+                        pipeline.unwatch()
+                        self._worker.connection.lrem(self._worker.keys.intermediate, 1, job.id)
+                        return None
+                    pipeline.multi()
+                    claim = self._write_claim(job, pipeline)
+                    # Raised where the job changed, and where the connection broke.
+                    with suppress(WatchError):
+                        pipeline.execute()
+                        return self._hold(job, claim)
+        except RedisError:
+            if claim is not None:
+                self._strays.add(job.id, claim.id, NOT_BEGUN)
+            raise
         return None
+
+    def _hold(self, job: FencedJob, claim: Execution) -> Execution:
+        self._worker.executions[claim.id] = claim
+        job.token = claim.id
+        return claim
+
+    def forget(self, execution: Execution) -> None:
+        """Drop what RQ's worker holds of a claim that is given up."""
+        self._worker.executions.pop(execution.id, None)
 
     def is_suspect(self, job: FencedJob) -> bool:
         """Whether one more death of its worker would end the job, which may only have been near."""

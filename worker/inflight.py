@@ -7,7 +7,6 @@ from typing import Any, Final, TypeVar, cast
 
 import structlog
 from redis import Redis
-from rq.executions import Execution
 from rq.job import Job
 from rq.queue import Queue
 from rq.serializers import JSONSerializer
@@ -15,8 +14,9 @@ from rq.suspension import is_suspended
 
 from koala.settings import Settings
 from koala.workers import WorkerAd
-from worker.admission import EXECUTION_TTL, Admission, InvalidJob, ServedModel
+from worker.admission import EXECUTION_TTL, Admission, ServedModel
 from worker.beat import Beat
+from worker.boarding import Boarding
 from worker.engine import DoesNotFit, Engine, EngineEvent, Failed, Finished, Preview, Progress
 from worker.fencing import FencedJob, LeaseLost
 from worker.flight import Flight, ImageKey, Outcome
@@ -30,6 +30,7 @@ from worker.rates import Rates
 from worker.reaper import Reaper
 from worker.showing import Showing
 from worker.steady import SteadyWorker
+from worker.strays import Strays
 from worker.upkeep import Upkeep
 
 log = structlog.get_logger()
@@ -93,13 +94,16 @@ class InflightWorker(SteadyWorker):
         self._stops: SimpleQueue[str] = SimpleQueue()
         self._lost: SimpleQueue[tuple[str, str]] = SimpleQueue()
         self._leases = Leases(scripts, settings)
-        self._admission = Admission(self, self._leases, settings, model)
+        self._strays = Strays(self._leases, metrics)
         self._landing = Landing(self, metrics)
+        admission = Admission(self, self._leases, self._strays, settings, model)
+        self._boarding = Boarding(self.link, admission, self._landing, self._strays)
         self._showing = Showing(self, metrics)
         self._herald = Herald(self, self.link)
         self._upkeep = Upkeep(
             self,
             self._leases,
+            self._strays,
             Reaper(scripts, settings),
             settings,
             self._flights,
@@ -112,7 +116,6 @@ class InflightWorker(SteadyWorker):
         self._next_maintenance = 0.0
         self._next_poll = 0.0
         self._is_suspended = False
-        self._wants_to_be_empty = False
         # The engine belongs to the loop's thread; the beat's thread reads this instead.
         self._rows = 0
 
@@ -120,7 +123,7 @@ class InflightWorker(SteadyWorker):
 
     def execute_job(self, job: Job, queue: Queue) -> None:
         """Run the job that ended the wait, and whatever joins it, until nothing is in flight."""
-        self._wants_to_be_empty = False
+        self._boarding.is_closed = False
         self._take(job)
         while self._flights:
             self._obey()
@@ -247,34 +250,15 @@ class InflightWorker(SteadyWorker):
 
     @property
     def _has_room(self) -> bool:
-        if self.is_stopping or self._is_suspended or self._wants_to_be_empty:
+        if self.is_stopping or self._is_suspended or self._boarding.is_closed:
             return False
         backlog = sum(flight.images_to_store for flight in self._flights.values())
         return self._engine.has_room and backlog < _BACKLOG_BATCHES * self._engine.max_rows
 
     def _take(self, job: Job) -> None:
-        job = cast(FencedJob, job)
-        with self.link.attempt():
-            execution = self._admission.claim(job)
-            if execution is None:
-                return
-            try:
-                spec = self._admission.read(job)
-            except InvalidJob as error:
-                self._landing.refuse(job, execution, str(error))
-                return
-            if self._admission.is_suspect(job):
-                # Nobody joins it, and it joins nobody: the next death will show who is to blame.
-                self._wants_to_be_empty = True
-                if self._flights:
-                    self._return(job, execution)
-                    return
-            self._board(self._admission.board(job, execution, spec))
-
-    def _return(self, job: FencedJob, execution: Execution) -> None:
-        self.executions.pop(execution.id, None)
-        returned = self._leases.hand_back([(job.id, execution.id)], "runs_alone")
-        self._metrics.jobs_requeued.labels("runs_alone").inc(len(returned))
+        flight = self._boarding.take(cast(FencedJob, job), is_alone=not self._flights)
+        if flight is not None:
+            self._board(flight)
 
     def _board(self, flight: Flight) -> None:
         stale = self._flights.get(flight.id)
@@ -345,12 +329,7 @@ class InflightWorker(SteadyWorker):
 
     def _hand_back(self) -> None:
         flights = sorted(self._flights.values(), key=lambda flight: flight.job.created_at)
-        with self.link.attempt():
-            held = [(flight.id, flight.token) for flight in flights]
-            returned = self._leases.hand_back(held, "drained")
-            self._metrics.jobs_requeued.labels("drained").inc(len(returned))
-            log.info("jobs go back to the queue", reason="drained", job_ids=returned)
-        # What could not be handed back now is found by the reaper once its lease is over.
+        self._boarding.send_back([(flight.id, flight.token) for flight in flights], "drained")
         for flight in flights:
             self._forget(flight)
 
@@ -369,6 +348,8 @@ class InflightWorker(SteadyWorker):
         self._landing.close()
         self._showing.close()
         with self.link.attempt():
+            # What Redis does not take back now is found by the reaper once its lease is over.
+            self._strays.hand_back()
             self._upkeep.withdraw()
         super().teardown()
 

@@ -80,7 +80,7 @@ class Landing:
         """Fail a claimed job that is none of ours; nothing it asks for at its end is done.
 
         Raises:
-            redis.RedisError: Redis does not answer; the lease runs out, and another worker will.
+            redis.RedisError: Redis does not answer; the job is still claimed, or has failed.
         """
         log.warning("refused a job", job_id=job.id, reason=reason)
         outcome = Outcome.failed("invalid_job", reason)
@@ -90,6 +90,8 @@ class Landing:
             self._worker.fail(job, execution, reason)
         except LeaseLost:
             self._metrics.leases_lost.inc()
+        except AlreadyEnded:
+            log.info("a job had ended already", job_id=job.id)
         else:
             self._count(outcome)
         finally:

@@ -10,16 +10,28 @@ from redis.exceptions import (
     ConnectionError,
     OutOfMemoryError,
     ReadOnlyError,
+    RedisError,
+    ResponseError,
     TimeoutError,
 )
 
 log = structlog.get_logger()
 
 # What passes without our doing: the server restarts, fails over, or is full for a while.
-OUTAGE: Final = (ConnectionError, TimeoutError, ReadOnlyError, OutOfMemoryError)
+_OUTAGES: Final = (ConnectionError, TimeoutError, ReadOnlyError, OutOfMemoryError)
+# The same, where redis-py has no class for it: the disk is full, or too few replicas are there.
+_OUTAGE_CODES: Final = ("MISCONF ", "NOREPLICAS ")
 
 _FIRST_BACKOFF: Final = 0.05
 _LONGEST_BACKOFF: Final = 2.0
+
+
+def is_outage(error: RedisError) -> bool:
+    """Whether Redis cannot do what it was asked for only for now."""
+    if isinstance(error, _OUTAGES):
+        return True
+    # In a pipeline or a script, redis-py or Redis puts the code into a sentence.
+    return isinstance(error, ResponseError) and any(code in str(error) for code in _OUTAGE_CODES)
 
 
 class Link:
@@ -40,7 +52,12 @@ class Link:
     @property
     def is_due(self) -> bool:
         """Whether an attempt may be made now: always, unless the last ones failed."""
-        return time.monotonic() >= self._next_attempt
+        return self.seconds_to_wait <= 0
+
+    @property
+    def seconds_to_wait(self) -> float:
+        """How long from now an attempt is not to be made."""
+        return max(0.0, self._next_attempt - time.monotonic())
 
     @property
     def is_down(self) -> bool:
@@ -52,7 +69,9 @@ class Link:
         """Run commands; an outage ends the block early instead of raising."""
         try:
             yield
-        except OUTAGE as error:
+        except RedisError as error:
+            if not is_outage(error):
+                raise
             self._failed(error)
         else:
             self._succeeded()

@@ -7,11 +7,12 @@ from typing import Final
 
 import structlog
 from PIL import Image
+from redis.exceptions import RedisError
 
 from koala.events import EventType, JobEvent, publish
 from worker.fencing import FencedWorker
 from worker.flight import Flight
-from worker.link import OUTAGE
+from worker.link import is_outage
 from worker.metrics import WorkerMetrics
 
 log = structlog.get_logger()
@@ -68,7 +69,9 @@ class Showing:
             with worker.connection.pipeline(transaction=False) as pipeline:
                 publish(pipeline, worker.keys, flight.id, event, worker.event_ttl)
                 pipeline.execute()
-        except OUTAGE as error:
+        except RedisError as error:
+            if not is_outage(error):
+                raise
             # The next one shows more.
             log.debug("a preview was not shown", job_id=flight.id, error=str(error))
             self._metrics.previews.labels("dropped").inc()

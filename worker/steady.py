@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import structlog
 from redis.client import Pipeline, PubSub, PubSubWorkerThread
+from redis.exceptions import RedisError
 from rq import worker_registration
 from rq.command import handle_command, parse_payload
 from rq.exceptions import StopRequested
@@ -17,7 +18,7 @@ from rq.registry import clean_registries
 from rq.utils import now
 
 from worker.fencing import FencedWorker
-from worker.link import OUTAGE, Link
+from worker.link import Link, is_outage
 
 log = structlog.get_logger()
 
@@ -76,9 +77,13 @@ class SteadyWorker(FencedWorker):
         """RQ's; a stop may interrupt the worker only here, where it does nothing else."""
         self._is_waiting = True
         try:
-            if self.is_stopping:
-                raise StopRequested
-            return super().dequeue_job_and_maintain_ttl(timeout, max_idle_time)
+            while True:
+                if self.is_stopping:
+                    raise StopRequested
+                # RQ waits where there is no connection; other outages are answers.
+                with self.link.attempt():
+                    return super().dequeue_job_and_maintain_ttl(timeout, max_idle_time)
+                time.sleep(self.link.seconds_to_wait)
         finally:
             self._is_waiting = False
 
@@ -160,6 +165,6 @@ class SteadyWorker(FencedWorker):
         self, exc: Exception, pubsub: PubSub, pubsub_thread: PubSubWorkerThread
     ) -> None:
         # The thread runs an exception's handler and listens on, unless the handler raises.
-        if not isinstance(exc, OUTAGE):
+        if not (isinstance(exc, RedisError) and is_outage(exc)):
             raise exc
         time.sleep(_PUBSUB_RETRY_SECONDS)

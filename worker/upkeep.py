@@ -19,6 +19,7 @@ from worker.flight import Flight
 from worker.leases import Leases
 from worker.metrics import WorkerMetrics
 from worker.reaper import Reaper
+from worker.strays import Strays
 
 log = structlog.get_logger()
 
@@ -36,6 +37,7 @@ class Upkeep:
     Args:
         worker: Whose upkeep it is.
         leases: Renews what is in flight.
+        strays: Hands back what was claimed and is not in flight.
         reaper: Finds what nobody works on.
         settings: Pace and limits.
         flights: The jobs in flight; only read here.
@@ -49,6 +51,7 @@ class Upkeep:
         self,
         worker: FencedWorker,
         leases: Leases,
+        strays: Strays,
         reaper: Reaper,
         settings: Settings,
         flights: Mapping[str, Flight],
@@ -59,6 +62,7 @@ class Upkeep:
     ) -> None:
         self._worker = worker
         self._leases = leases
+        self._strays = strays
         self._settings = settings
         self._flights = flights
         self._lost = lost
@@ -78,6 +82,7 @@ class Upkeep:
             redis.RedisError: Redis does not answer; the next beat repeats it all.
         """
         self.renew()
+        self._strays.hand_back()
         self._look_back()
         self.show_life()
         if time.monotonic() >= self._reap_from:

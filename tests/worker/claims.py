@@ -8,11 +8,13 @@ from worker.fencing import FencedJob
 from worker.inflight import InflightWorker
 from worker.leases import Leases, Scripts
 from worker.reaper import Reaper
+from worker.strays import Strays
 
 
 def admission(rig: Rig, worker: InflightWorker) -> Admission:
     """The admission of a worker."""
-    return Admission(worker, leases(rig), rig.settings, MODEL)
+    strays = Strays(leases(rig), rig.metrics)
+    return Admission(worker, leases(rig), strays, rig.settings, MODEL)
 
 
 def leases(rig: Rig) -> Leases:

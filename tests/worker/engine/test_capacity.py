@@ -1,6 +1,7 @@
 """The batch by size: what pays, what fits, what the operator wants."""
 
 import pytest
+import torch
 
 from tests.worker.engine.fake_cuda import FakeCudaMemory
 from tests.worker.engine.support import images, run, sample
@@ -51,6 +52,29 @@ def test_patience_bounds_the_measurement(pipeline: ResidentPipeline) -> None:
     capacity = Capacity.measuring(pipeline)
     capacity.learn(SIZE, patience=0)
     assert list(capacity.calibrations[SIZE].curve.points) == [1]
+
+
+def test_a_noisy_moment_does_not_stay_in_the_curve(
+    pipeline: ResidentPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    calls: list[int] = []
+    real = pipeline.predict_noise
+
+    def timed(latents: torch.Tensor, *args: torch.Tensor) -> torch.Tensor:
+        nonlocal now
+        calls.append(len(latents))
+        # When 2 and 3 rows are measured first, they take thrice as long.
+        is_noisy = len(latents) in (2, 3) and calls.count(len(latents)) <= 3
+        now += (4 + len(latents)) * (3 if is_noisy else 1)
+        return real(latents, *args)
+
+    monkeypatch.setattr(pipeline, "predict_noise", timed)
+    monkeypatch.setattr("worker.engine.calibrate.time.perf_counter", lambda: now)
+    capacity = Capacity.measuring(pipeline, most=6)
+    capacity.learn(SIZE, patience=1000)
+    points = capacity.calibrations[SIZE].curve.points
+    assert points == {rows: 4 + rows for rows in (1, 2, 3, 4, 6)}
 
 
 def test_sizes_of_about_as_many_pixels_share_a_measurement(pipeline: ResidentPipeline) -> None:

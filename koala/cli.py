@@ -1,8 +1,10 @@
 """The ``koala`` command."""
 
 import os
+import signal
 import sys
 from pathlib import Path
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -36,6 +38,13 @@ def missing(error: ModuleNotFoundError) -> Exception:
     if str(error.name).startswith(("koala", "worker")):
         return error
     return fail(f"A worker needs {error.name}: run `pip install 'koala-serve[worker]'`.")
+
+
+def leave(number: int, frame: FrameType | None) -> None:
+    """End at once: what still starts holds nothing, and its downloads go on next time."""
+    # As the first process of a container it would be spared a signal that it does not heed; and
+    # an orderly end would wait for the threads that download.
+    os._exit(0)
 
 
 @app.callback(invoke_without_command=True)
@@ -80,6 +89,7 @@ def work(model: Model = None) -> None:
     settings = load_settings(model=model)
     logs.configure(settings)
     quieten()
+    signal.signal(signal.SIGTERM, leave)
     try:
         from worker.run import run
     except ModuleNotFoundError as error:

@@ -353,6 +353,13 @@ class InflightWorker(SteadyWorker):
             self._upkeep.withdraw()
         super().teardown()
 
+    @property
+    def trouble(self) -> str | None:
+        """Why this worker should be restarted, if so; safe to ask on any thread."""
+        if hung := self._upkeep.hung:
+            return f"Past their time, in a step that does not end: {', '.join(hung)}."
+        return None
+
     def request_stop_job(self, job_id: str) -> None:
         """Stop a job in flight; ids of other jobs are passed over."""
         self._stops.put(job_id)

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from worker.engine import Engine, Tick
 from worker.engine_metrics import EngineCollector
@@ -95,15 +95,6 @@ class WorkerMetrics:
         gauge.set_function(allocated)
         gauge = self._gauge("koala_vram_reserved_bytes", "Memory that torch holds.")
         gauge.set_function(reserved)
-
-    def serve(self, host: str, port: int) -> str:
-        """Serve the metrics until the process ends; their URL. Port 0 picks a free one.
-
-        Raises:
-            OSError: The port is taken.
-        """
-        server, _ = start_http_server(port, addr=host, registry=self.registry)
-        return f"http://{host}:{server.server_port}/metrics"
 
     def _gauge(self, name: str, text: str) -> Gauge:
         return Gauge(name, text, registry=self.registry)

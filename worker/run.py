@@ -20,6 +20,7 @@ from koala.errors import ModelNotFound
 from koala.settings import Settings
 from koala.store import ImageStore
 from worker.admission import ServedModel
+from worker.endpoint import Endpoint
 from worker.engine import START_PATIENCE, Capacity, Engine, ResidentPipeline
 from worker.flight import Flight
 from worker.gallery import Gallery
@@ -44,12 +45,15 @@ def run(settings: Settings) -> int:
     """
     try:
         card = _find(settings)
+        store = _open_store(settings)
         connection = _reach_redis(settings)
         pipeline = load(settings, card)
         engine = Engine(pipeline, capacity=_measure(settings, card, pipeline))
         metrics = WorkerMetrics()
-        metrics_url = _serve(metrics, settings)
-        worker = _build(settings, card, connection, pipeline, engine, metrics, metrics_url)
+        endpoint = Endpoint(metrics.registry)
+        metrics_url = _serve(endpoint, settings)
+        worker = _build(settings, card, connection, pipeline, engine, store, metrics, metrics_url)
+        endpoint.watch(lambda: worker.trouble)
         log.info("ready", worker=worker.name, model=card.id, metrics=metrics_url)
         worker.work()
         return 0 if worker.is_stopping else 1
@@ -67,6 +71,13 @@ def _find(settings: Settings) -> ModelCard:
         return resolve(settings.model, settings.model_revision)
     except ModelNotFound as error:
         raise CannotStart(error.message) from None
+
+
+def _open_store(settings: Settings) -> ImageStore:
+    try:
+        return ImageStore(settings.resolved_image_store)
+    except (ValueError, ImportError) as error:
+        raise CannotStart(f"KOALA_IMAGE_STORE: {error}.") from None
 
 
 def _reach_redis(settings: Settings) -> redis.Redis:
@@ -104,9 +115,9 @@ def _measure(settings: Settings, card: ModelCard, pipeline: ResidentPipeline) ->
     return capacity
 
 
-def _serve(metrics: WorkerMetrics, settings: Settings) -> str:
+def _serve(endpoint: Endpoint, settings: Settings) -> str:
     try:
-        return metrics.serve(settings.metrics_host, settings.metrics_port)
+        return endpoint.serve(settings.metrics_host, settings.metrics_port)
     except OSError as error:
         raise CannotStart(
             f"Cannot serve metrics on {settings.metrics_host}:{settings.metrics_port}: "
@@ -121,6 +132,7 @@ def _build(
     connection: redis.Redis,
     pipeline: ResidentPipeline,
     engine: Engine,
+    store: ImageStore,
     metrics: WorkerMetrics,
     metrics_url: str,
 ) -> InflightWorker:
@@ -151,7 +163,7 @@ def _build(
         settings,
         connection,
         engine,
-        Gallery(ImageStore(settings.resolved_image_store), describe),
+        Gallery(store, describe),
         model=ServedModel(
             id=card.id,
             names=frozenset({card.id, card.source, settings.model}),

@@ -99,13 +99,15 @@ class Upkeep:
             self._reap_from = now + self._settings.lease_seconds
         self._renewed_at = now
 
+    @property
+    def hung(self) -> list[str]:
+        """Ids of jobs that sit in a step which does not end."""
+        return [flight.id for flight in list(self._flights.values()) if _hangs(flight)]
+
     def renew(self) -> None:
         """Keep the leases of all jobs in flight, those of hung ones excepted."""
-        held = {
-            flight.id: flight.token
-            for flight in list(self._flights.values())
-            if flight.outcome is not None or flight.overtime < HANG_GRACE
-        }
+        flights = list(self._flights.values())
+        held = {flight.id: flight.token for flight in flights if not _hangs(flight)}
         renewal = self._leases.renew(list(held.items()))
         for job_id in renewal.lost:
             self._lost((job_id, held[job_id]))
@@ -171,6 +173,10 @@ class Upkeep:
             return
         self._metrics.jobs_finished.labels("failed", error.code).inc()
         log.warning("a waiting job was given up", job_id=job_id, code=error.code)
+
+
+def _hangs(flight: Flight) -> bool:
+    return flight.outcome is None and flight.overtime >= HANG_GRACE
 
 
 def _seconds_until_leases_may_lapse(settings: Settings) -> float:

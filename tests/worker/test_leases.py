@@ -120,19 +120,26 @@ def test_a_job_in_a_step_that_never_ends_is_let_go(
         job_timeout=1,
     )
     job_id = rig.submit(num_inference_steps=1)
+    worker = rig.worker()
+    trouble: list[str | None] = []
 
     def hang(number: int) -> None:
+        trouble.append(worker.trouble)
         deadline = time.monotonic() + 30
         while rig.record(job_id).state == "in_progress":
             assert time.monotonic() < deadline
             time.sleep(0.02)
+        trouble.append(worker.trouble)
         # Somebody else would do it now; here there is nobody.
         rig.redis.delete(rig.keys.pending)
 
     rig.engine.before_step = hang
 
-    rig.work()
+    worker.work(burst=True)
 
+    assert trouble[0] is None
+    assert trouble[1] is not None and job_id in trouble[1]
+    assert worker.trouble is None
     assert (rig.record(job_id).state, rig.record(job_id).attempts) == ("queued", 1)
     assert rig.redis.exists(rig.keys.results(job_id)) == 0
 

@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -94,6 +95,7 @@ def test_the_demo_model_draws_then_drains_at_a_signal(
     assert 'koala_step_curve_seconds{rows="1",size="64x64"}' in metrics
     assert 'koala_memory_bytes{kind="weights"}' in metrics
     assert "koala_out_of_memory_total 0.0" in metrics
+    assert httpx.get(ad.metrics_url.replace("/metrics", "/healthz")).text == "ok\n"
 
     long = rig.submit(num_inference_steps=60)
     wait_for(lambda: has_stepped(rig, long), process)
@@ -104,6 +106,22 @@ def test_the_demo_model_draws_then_drains_at_a_signal(
     assert process.wait(60) == 0
     assert rig.record(long).state == "completed"
     assert rig.record(late).state == "queued"
+    assert rig.redis.hgetall(rig.keys.workers) == {}
+
+
+def test_a_worker_that_is_still_starting_leaves_at_once(rig: Rig, start: Start) -> None:
+    process = start()
+    status = Path(f"/proc/{process.pid}/status")
+
+    def heeds_signals() -> bool:
+        # As the first process of a container it would be spared a signal that it does not heed.
+        caught = re.search(r"^SigCgt:\s*(\w+)$", status.read_text(), re.M)
+        return caught is not None and bool(int(caught[1], 16) >> (signal.SIGTERM - 1) & 1)
+
+    wait_for(heeds_signals, process)
+    process.send_signal(signal.SIGTERM)
+
+    assert process.wait(10) == 0
     assert rig.redis.hgetall(rig.keys.workers) == {}
 
 
@@ -162,6 +180,7 @@ def test_a_killed_workers_job_runs_again_elsewhere(rig: Rig, start: Start) -> No
         ({"redis_url": "nonsense"}, "KOALA_REDIS_URL"),
         ({"model": "no-such-model"}, "There is no model 'no-such-model'"),
         ({"device": "abacus"}, "abacus"),
+        ({"image_store": "nowhere://images"}, "KOALA_IMAGE_STORE"),
     ],
 )
 def test_a_start_that_cannot_succeed_is_one_line(

@@ -1,8 +1,8 @@
 """The image store: a folder, or anything else that fsspec reaches."""
 
 import re
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Final
 from uuid import uuid4
@@ -13,6 +13,8 @@ from koala.errors import ImageNotFound
 
 IMAGE_NAME: Final = re.compile(r"[0-9a-f]{32}-\d{1,2}\.(png|jpeg|webp)")
 _HALF: Final = re.compile(rf"\.{IMAGE_NAME.pattern}\.[0-9a-f]{{8}}")
+# Where an object is there as a whole or not at all, and where moving it means to copy it.
+_OBJECT_STORES: Final = frozenset({"s3", "s3a", "gs", "gcs", "abfs", "az", "memory"})
 MEDIA_TYPES: Final = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
 
 
@@ -24,7 +26,11 @@ class ImageStore:
     """
 
     def __init__(self, url: str) -> None:
-        self._fs, self._root = fsspec.core.url_to_fs(url)
+        # A listing that is kept would hide what others store from then on.
+        self._fs, self._root = fsspec.core.url_to_fs(url, use_listings_cache=False)
+        protocols = self._fs.protocol
+        protocols = {protocols} if isinstance(protocols, str) else set(protocols)
+        self._is_object_store = not protocols.isdisjoint(_OBJECT_STORES)
 
     def put(self, name: str, data: bytes) -> None:
         """Store ``data`` under ``name``, replacing what is there, all or nothing.
@@ -35,12 +41,21 @@ class ImageStore:
         """
         if not IMAGE_NAME.fullmatch(name):
             raise ValueError(f"not an image name: {name!r}")
+        path = f"{self._root}/{name}"
+        with _os_errors():
+            if self._is_object_store:
+                self._fs.pipe_file(path, data)
+            else:
+                self._put_file(path, data)
+
+    def _put_file(self, path: str, data: bytes) -> None:
         # A reader must never see half a file, so the bytes arrive under a name nobody asks for.
-        temporary = f"{self._root}/.{name}.{uuid4().hex[:8]}"
-        self._fs.makedirs(self._root, exist_ok=True)
+        folder, name = path.rsplit("/", 1)
+        temporary = f"{folder}/.{name}.{uuid4().hex[:8]}"
+        self._fs.makedirs(folder, exist_ok=True)
         try:
             self._fs.pipe_file(temporary, data)
-            self._fs.mv(temporary, f"{self._root}/{name}")
+            self._fs.mv(temporary, path)
         except OSError:
             # A full disk must not fill up further with halves.
             with suppress(OSError):
@@ -57,7 +72,8 @@ class ImageStore:
         if not IMAGE_NAME.fullmatch(name):
             raise ImageNotFound(f"There is no image {name[:80]!r}.", param="name")
         try:
-            data: bytes = self._fs.cat_file(f"{self._root}/{name}")
+            with _os_errors():
+                data: bytes = self._fs.cat_file(f"{self._root}/{name}")
         except FileNotFoundError:
             raise ImageNotFound(
                 f"There is no image {name!r}: it never was, or it has expired.", param="name"
@@ -73,7 +89,7 @@ class ImageStore:
         """
         if not IMAGE_NAME.fullmatch(name):
             raise ValueError(f"not an image name: {name!r}")
-        with suppress(FileNotFoundError):
+        with suppress(FileNotFoundError), _os_errors():
             self._fs.rm_file(f"{self._root}/{name}")
 
     def delete_older(self, than: datetime, keep: Callable[[str], bool]) -> list[str]:
@@ -90,7 +106,8 @@ class ImageStore:
         """
         removed = []
         try:
-            paths = self._fs.ls(self._root, detail=False, refresh=True)
+            with _os_errors():
+                paths = self._fs.ls(self._root, detail=False, refresh=True)
         except FileNotFoundError:
             return []
         for path in paths:
@@ -98,7 +115,7 @@ class ImageStore:
             if not (_HALF.fullmatch(name) or (IMAGE_NAME.fullmatch(name) and not keep(name))):
                 continue
             # Somebody else may sweep the same store.
-            with suppress(FileNotFoundError):
+            with suppress(FileNotFoundError), _os_errors():
                 modified = self._fs.modified(path)
                 if modified.tzinfo is None:
                     modified = modified.replace(tzinfo=UTC)
@@ -111,3 +128,14 @@ class ImageStore:
     def media_type(name: str) -> str:
         """The media type of an image, from its name."""
         return MEDIA_TYPES[name.rsplit(".", 1)[1]]
+
+
+@contextmanager
+def _os_errors() -> Iterator[None]:
+    """Let nothing but ``OSError`` through: each remote store's client has errors of its own."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        raise OSError(" ".join(str(error).split()) or type(error).__name__) from error

@@ -10,7 +10,7 @@ INSTALL_CHROMIUM := if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; the
 	apt-get install -y -qq --no-install-recommends chromium >/dev/null; \
 	else $(BIN)/python -m playwright install chromium; fi
 
-.PHONY: run test check bench soak demo-model clean
+.PHONY: run test check bench soak demo-model verify-image clean
 
 run: $(VENV)/.run
 	$(BIN)/koala up
@@ -34,6 +34,10 @@ soak: $(VENV)/.test
 
 demo-model: $(VENV)/.test
 	$(BIN)/python -m distill.train
+
+# Not part of the tests: it needs root, buildah and debootstrap, and takes some minutes.
+verify-image:
+	deploy/verify-image.sh
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

@@ -23,7 +23,8 @@ clean_up() {
     echo "verify-image: FAILED" >&2
   fi
   buildah "${store[@]}" rm --all >/dev/null 2>&1 || true
-  rm -rf "$work"
+  # What a container had mounted is not ours to remove.
+  rm -rf --one-file-system "$work"
 }
 trap clean_up EXIT
 trap 'exit 130' INT TERM

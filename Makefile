@@ -10,7 +10,7 @@ INSTALL_CHROMIUM := if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; the
 	apt-get install -y -qq --no-install-recommends chromium >/dev/null; \
 	else $(BIN)/python -m playwright install chromium; fi
 
-.PHONY: run test check bench soak demo-model verify-image clean
+.PHONY: run test check bench soak demo-model verify-image verify-s3 clean
 
 run: $(VENV)/.run
 	$(BIN)/koala up
@@ -38,6 +38,10 @@ demo-model: $(VENV)/.test
 # Not part of the tests: it needs root, buildah and debootstrap, and takes some minutes.
 verify-image:
 	deploy/verify-image.sh
+
+# The same, for it makes network namespaces.
+verify-s3: $(VENV)/.test
+	deploy/verify-s3.sh
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

@@ -30,11 +30,28 @@ class MeasuredSize(BaseModel):
         return f"{self.width}x{self.height}"
 
 
+class Vram(BaseModel):
+    """A GPU's memory in bytes: all of it, what is free, and what the worker's torch holds.
+
+    ``weights_bytes`` is the model's part of ``held_bytes``. What is neither free nor held belongs
+    to other programs.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    total_bytes: int
+    free_bytes: int
+    held_bytes: int
+    weights_bytes: int
+
+
 class WorkerAd(BaseModel):
     """A worker's own account of itself, renewed with every heartbeat.
 
     ``rows`` and ``max_rows`` count rows of the U-Net batch (two for an image with guidance);
-    ``expires_at`` is when the account is void unless renewed.
+    ``expires_at`` is when the account is void unless renewed. ``slowness`` is how many times as
+    long its loop takes under load as the measured calls in it, ``store_seconds`` what passes from
+    a job's last pixel until its end is written down. ``vram`` is ``None`` on a CPU.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -50,8 +67,12 @@ class WorkerAd(BaseModel):
     rows: int
     max_rows: int
     images_total: int
+    images_last_minute: int = 0
     images_per_second: float | None = None
     seconds_per_step: float | None = None
+    slowness: float = 1.0
+    store_seconds: float = 0.0
+    vram: Vram | None = None
     metrics_url: str | None = None
     sizes: list[MeasuredSize] = []
 

@@ -57,7 +57,7 @@ class Flight:
 
     ``outcome`` is set once the job's end is decided; until the end is written down, the lease is
     still kept. ``timeout`` is in seconds since the claim. ``in_engine`` holds the indexes of the
-    images that the engine still draws.
+    images that the engine still draws, ``drawn_at`` is when the last one came out of it.
     """
 
     job: FencedJob
@@ -68,6 +68,7 @@ class Flight:
     warnings: list[str]
     admitted_at: float = field(default_factory=time.monotonic)
     denoised_at: float | None = None
+    drawn_at: float | None = None
     outcome: Outcome | None = None
     steps: list[int] = field(init=False)
     images: list[ImageRef | None] = field(init=False)

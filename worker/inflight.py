@@ -1,7 +1,7 @@
 """The worker: RQ's own loop while idle, ours while anything is in flight."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from queue import Empty, SimpleQueue
 from typing import Any, Final, TypeVar, cast
 
@@ -13,7 +13,8 @@ from rq.serializers import JSONSerializer
 from rq.suspension import is_suspended
 
 from koala.settings import Settings
-from koala.workers import WorkerAd
+from koala.workers import Vram
+from worker.account import Account
 from worker.admission import EXECUTION_TTL, Admission, ServedModel
 from worker.beat import Beat
 from worker.boarding import Boarding
@@ -24,9 +25,7 @@ from worker.gallery import Gallery
 from worker.herald import Herald
 from worker.landing import Landing
 from worker.leases import Leases, Scripts
-from worker.measurements import measured_sizes
 from worker.metrics import WorkerMetrics
-from worker.rates import Rates
 from worker.reaper import Reaper
 from worker.showing import Showing
 from worker.steady import SteadyWorker
@@ -58,6 +57,7 @@ class InflightWorker(SteadyWorker):
         gallery: Encodes and stores.
         model: The engine's model.
         account: The rest of what the worker says of itself: device, dtype, metrics_url.
+        vram: Looks at the memory of the device, from any thread.
         metrics: Where to count.
         name: The worker's name; unique.
     """
@@ -73,6 +73,7 @@ class InflightWorker(SteadyWorker):
         account: dict[str, Any],
         metrics: WorkerMetrics,
         name: str,
+        vram: Callable[[], Vram | None] = lambda: None,
     ) -> None:
         scripts = Scripts(connection, settings)
         super().__init__(
@@ -87,9 +88,9 @@ class InflightWorker(SteadyWorker):
         self._settings = settings
         self._engine = engine
         self._gallery = gallery
-        self._account = {"model": model.id, **account}
+        self._account = Account(engine, {"model": model.id, **account}, vram)
+        self._rates = self._account.rates
         self._metrics = metrics
-        self._rates = Rates()
         self._flights: dict[str, Flight] = {}
         self._stops: SimpleQueue[str] = SimpleQueue()
         self._lost: SimpleQueue[tuple[str, str]] = SimpleQueue()
@@ -109,15 +110,13 @@ class InflightWorker(SteadyWorker):
             self._flights,
             self._lost.put,
             self._stops.put,
-            self._describe,
+            self._account.describe,
             metrics,
         )
         self._beat = Beat(settings.heartbeat_seconds, self._upkeep.beat)
         self._next_maintenance = 0.0
         self._next_poll = 0.0
         self._is_suspended = False
-        # The engine belongs to the loop's thread; the beat's thread reads this instead.
-        self._rows = 0
 
     # The loop
 
@@ -178,7 +177,8 @@ class InflightWorker(SteadyWorker):
             return
         began = time.perf_counter()
         events = self._engine.step()
-        self._measure(time.perf_counter() - began)
+        self._account.note_step(began)
+        self._measure()
         heard = [(event, self._flight_of(event.key)) for event in events]
         # First of all, what the engine is done with: it must not be asked to remove that.
         for event, flight in heard:
@@ -197,6 +197,7 @@ class InflightWorker(SteadyWorker):
             case Preview(step=step, image=image):
                 self._showing.show(flight, event.key.index, step, image)
             case Finished(image=image):
+                flight.drawn_at = time.monotonic()
                 self._gallery.take(flight, event.key.index, image)
             case Failed(error=error):
                 log.error("a sample failed", job_id=flight.id, exc_info=error)
@@ -225,6 +226,7 @@ class InflightWorker(SteadyWorker):
             with self.link.attempt():
                 try:
                     end.result()
+                    self._rates.landed(flight.drawn_at)
                     self._forget(flight)
                 except LeaseLost:
                     self._forget_lost(flight)
@@ -287,20 +289,16 @@ class InflightWorker(SteadyWorker):
         flight = self._flights.get(key.job_id)
         return flight if flight is not None and flight.token == key.run else None
 
-    def _measure(self, seconds: float) -> None:
+    def _measure(self) -> None:
         tick = self._engine.last_tick
         if tick.rows:
-            self._rates.step(seconds)
             self._metrics.unet_step_seconds.observe(tick.unet_seconds)
             self._metrics.batch_rows.observe(tick.rows)
-        else:
-            self._rates.pause(seconds)
         if tick.decoded:
             self._metrics.decode_seconds.observe(tick.decode_seconds)
         self._metrics.count_troubles(tick)
         self._metrics.samples_in_flight.set(self._engine.in_flight)
         self._metrics.samples_waiting.set(self._engine.waiting)
-        self._rows = self._engine.rows
 
     # Out of flight
 
@@ -363,18 +361,6 @@ class InflightWorker(SteadyWorker):
     def request_stop_job(self, job_id: str) -> None:
         """Stop a job in flight; ids of other jobs are passed over."""
         self._stops.put(job_id)
-
-    def _describe(self, **given: Any) -> WorkerAd:
-        return WorkerAd(
-            **given,
-            **self._account,
-            rows=self._rows,
-            max_rows=self._engine.max_rows,
-            sizes=measured_sizes(self._engine.capacity),
-            images_total=self._rates.images_total,
-            images_per_second=self._rates.images_per_second,
-            seconds_per_step=self._rates.seconds_per_step,
-        )
 
 
 def _drain(queue: SimpleQueue[_T]) -> Iterator[_T]:

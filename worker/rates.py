@@ -1,10 +1,22 @@
 """How fast the worker is, with a short memory."""
 
 import math
+import time
+from collections import deque
 from typing import Final
 
 _MEMORY_SECONDS: Final = 60.0
 _STEP_WEIGHT: Final = 0.2
+
+# How long the loop under load is compared with the measured curve; and what it is believed to be
+# before there is anything to compare, as if it had been so for that long.
+_SLOWNESS_SECONDS: Final = 15.0
+_PRIOR_SECONDS: Final = 1.0
+# More than that is no load, but something that happens once: a new size is being measured.
+_MOST_SLOWNESS: Final = 20.0
+
+_STORE_WEIGHT: Final = 0.1
+_MINUTE: Final = 60.0
 
 
 class Rates:
@@ -12,9 +24,13 @@ class Rates:
 
     def __init__(self) -> None:
         self.seconds_per_step: float | None = None
+        self.store_seconds = 0.0
         self.images_total = 0
         self._images = 0.0
         self._busy_seconds = 0.0
+        self._taken = _PRIOR_SECONDS
+        self._expected = _PRIOR_SECONDS
+        self._stored_at: deque[float] = deque()
 
     def step(self, seconds: float) -> None:
         """Note the duration of a tick of the engine that advanced samples."""
@@ -28,12 +44,39 @@ class Rates:
         self._images *= kept
         self._busy_seconds = self._busy_seconds * kept + seconds
 
+    def lap(self, seconds: float, expected: float) -> None:
+        """Note how long a round of the loop took, and what its calls take by the curve."""
+        seconds = min(seconds, _MOST_SLOWNESS * expected)
+        kept = math.exp(-seconds / _SLOWNESS_SECONDS)
+        self._taken = self._taken * kept + seconds
+        self._expected = self._expected * kept + expected
+
     def image(self) -> None:
         """Note a stored image."""
         self.images_total += 1
         self._images += 1
+        self._stored_at.append(time.monotonic())
+
+    def landed(self, drawn_at: float | None) -> None:
+        """Note a job that is over, the last pixel of which was there at ``drawn_at``, if any."""
+        if drawn_at is not None:
+            weight = _STORE_WEIGHT if self.store_seconds else 1.0
+            self.store_seconds += weight * (time.monotonic() - drawn_at - self.store_seconds)
+
+    @property
+    def slowness(self) -> float:
+        """How many times as long the loop lately took as the calls in it take by the curve."""
+        return self._taken / self._expected
 
     @property
     def images_per_second(self) -> float | None:
         """Images per second of engine time; ``None`` before the first image."""
         return self._images / self._busy_seconds if self._images and self._busy_seconds else None
+
+    @property
+    def images_last_minute(self) -> int:
+        """Images stored in the last minute. May be called from any thread."""
+        oldest = time.monotonic() - _MINUTE
+        while self._stored_at and self._stored_at[0] < oldest:
+            self._stored_at.popleft()
+        return len(self._stored_at)

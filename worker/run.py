@@ -29,6 +29,7 @@ from worker.inflight import InflightWorker
 from worker.measurements import measured_sizes
 from worker.metrics import WorkerMetrics
 from worker.model import CannotLoad, load
+from worker.vram import vram_of
 
 log = structlog.get_logger()
 
@@ -176,5 +177,6 @@ def _build(
             "metrics_url": metrics_url,
         },
         metrics=metrics,
+        vram=lambda: vram_of(torch.device(pipeline.device), pipeline.parameter_bytes),
         name=f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}",
     )

@@ -71,7 +71,8 @@ class Records:
             started_at=job.started_at if state is not JobState.QUEUED else None,
             ended_at=job.ended_at if state.is_terminal else None,
             expires_at=datetime.now(UTC) + timedelta(seconds=ttl) if ttl > 0 else None,
-            position=position if state is JobState.QUEUED else None,
+            # Popped but not claimed yet, it is nobody's turn before its own.
+            position=(position or 0) if state is JobState.QUEUED else None,
             progress=_progress(spec, state, last),
             attempts=int(raw.get(ATTEMPTS.encode(), 0)),
             worker=job.worker_name if state is not JobState.QUEUED else None,

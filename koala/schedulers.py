@@ -26,6 +26,7 @@ class NamedScheduler:
         aliases: What other tools call it beside ``label`` and ``class_name``, in the same form as
             ``name``.
         max_steps: Most denoising steps; ``None`` for no limit of its own.
+        calls_per_step: How often it calls the U-Net in a step.
     """
 
     name: str
@@ -34,6 +35,7 @@ class NamedScheduler:
     overrides: Mapping[str, Any]
     aliases: tuple[str, ...] = ()
     max_steps: int | None = None
+    calls_per_step: int = 1
 
     def steps_error(self, num_inference_steps: int) -> str | None:
         """Why it cannot draw in so many steps; ``None`` where it can."""
@@ -57,8 +59,8 @@ _ALL: Final = (
     NamedScheduler(
         "euler_a", "Euler a", "EulerAncestralDiscreteScheduler", {}, ("euler_ancestral",)
     ),
-    NamedScheduler("heun", "Heun", "HeunDiscreteScheduler", _PLAIN),
-    NamedScheduler("dpm2", "DPM2", "KDPM2DiscreteScheduler", _PLAIN, ("dpm_2",)),
+    NamedScheduler("heun", "Heun", "HeunDiscreteScheduler", _PLAIN, calls_per_step=2),
+    NamedScheduler("dpm2", "DPM2", "KDPM2DiscreteScheduler", _PLAIN, ("dpm_2",), calls_per_step=2),
     # The class clips to [-1, 1] unless told otherwise, which fits pixels and spoils latents.
     NamedScheduler("ddim", "DDIM", "DDIMScheduler", {"clip_sample": False}),
     NamedScheduler("unipc", "UniPC", "UniPCMultistepScheduler", _PLAIN, ("uni_pc",)),

@@ -1,5 +1,6 @@
 """What the routes share: made once per application, given to each route as a dependency."""
 
+import asyncio
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -14,6 +15,8 @@ from koala.settings import Settings
 from koala.store import ImageStore
 from service.feeds import Feeds
 from service.fleet import Fleet
+from service.forecast.forecasts import Forecasts
+from service.forecast.ledger import Ledger
 from service.hub import Hub
 from service.keyring import Keyring
 from service.metrics import Metrics
@@ -37,12 +40,16 @@ class Gateway:
     hub: Hub
     feeds: Feeds
     fleet: Fleet
+    forecasts: Forecasts
+    ledger: Ledger
     store: ImageStore
     retention: Retention
     keyring: Keyring | None
     rate_limits: RateLimits
     withdrawals: Withdrawals
     metrics: Metrics
+    # What goes on although the request that began it is over.
+    tasks: set[asyncio.Task[None]]
 
     @classmethod
     def build(cls, settings: Settings) -> "Gateway":
@@ -61,21 +68,28 @@ class Gateway:
             store = ImageStore(settings.resolved_image_store)
         except (ValueError, ImportError) as error:
             raise BadSetting(f"KOALA_IMAGE_STORE: {error}.") from None
-        queue, metrics = JobQueue(connection, settings), Metrics()
+        queue = JobQueue(connection, settings)
+        metrics, tasks = Metrics(), set[asyncio.Task[None]]()
+        fleet = Fleet(connection, queue.keys)
+        forecasts = Forecasts(connection, queue.keys, fleet)
+        ledger = Ledger(forecasts, metrics, tasks)
         return cls(
             settings=settings,
             card=resolve(settings.model, settings.model_revision),
             redis=connection,
             queue=queue,
-            hub=Hub(connection, queue),
+            hub=Hub(connection, queue, on_end=ledger.end),
             feeds=Feeds(connection, queue.keys),
-            fleet=Fleet(connection, queue.keys),
+            fleet=fleet,
+            forecasts=forecasts,
+            ledger=ledger,
             store=store,
             retention=Retention(connection, queue.keys, store, settings),
             keyring=_keyring(settings),
             rate_limits=RateLimits(connection, settings),
             withdrawals=Withdrawals(queue, metrics),
             metrics=metrics,
+            tasks=tasks,
         )
 
     def dismiss(self) -> None:

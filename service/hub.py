@@ -5,13 +5,13 @@ Redis was away are made up for by a slow look at the states of all watched jobs.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
 import redis.asyncio
 import structlog
 
-from koala.events import parse_wake
+from koala.events import EventType, parse_wake
 from koala.queue import JobQueue
 from service.keep_going import keep_going
 
@@ -25,14 +25,20 @@ class Hub:
         connection: Where the wake-up messages come from.
         queue: The queue whose jobs are watched.
         poll_seconds: How often all watched jobs are looked at, messages or not.
+        on_end: Called with the end of any job that a message tells of.
     """
 
     def __init__(
-        self, connection: redis.asyncio.Redis, queue: JobQueue, poll_seconds: float = 1.5
+        self,
+        connection: redis.asyncio.Redis,
+        queue: JobQueue,
+        poll_seconds: float = 1.5,
+        on_end: Callable[[str, EventType], None] = lambda job_id, event: None,
     ) -> None:
         self._redis = connection
         self._queue = queue
         self._poll_seconds = poll_seconds
+        self._on_end = on_end
         self._watches: dict[str, set[asyncio.Event]] = {}
         self._dismissed = False
 
@@ -102,6 +108,7 @@ class Hub:
             return
         if event_type.is_terminal:
             self._wake(job_id)
+            self._on_end(job_id, event_type)
 
     async def _poll(self) -> None:
         await asyncio.sleep(self._poll_seconds)

@@ -10,6 +10,8 @@ _REQUEST_BUCKETS: Final = (
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300,
 )  # fmt: skip
 
+_RATIO_BUCKETS: Final = (0.05, 0.1, 0.15, 0.25, 0.35, 0.5, 0.75, 1, 2, 5)
+
 
 class Metrics:
     """The gateway's metrics."""
@@ -72,12 +74,23 @@ class Metrics:
         self.workers_alive = Gauge(
             "koala_workers_alive", "Live workers of this queue.", registry=self.registry
         )
+        self.eta_error_ratio = Histogram(
+            "koala_eta_error_ratio",
+            "How far the ETA of completed jobs was from the truth when they were submitted, as a "
+            "part of the time they took, by whether they came sooner or later than foretold. Jobs "
+            "of less than a second do not count.",
+            ["came"],
+            buckets=_RATIO_BUCKETS,
+            registry=self.registry,
+        )
         self.jobs_abandoned = Counter(
             "koala_jobs_abandoned",
             "Jobs whose client hung up or was told of an error, by what became of them.",
             ["outcome"],
             registry=self.registry,
         )
+        for came in ("sooner", "later"):
+            self.eta_error_ratio.labels(came)
         for outcome in ("admitted", "known", "full"):
             self.jobs_submitted.labels(outcome)
         for cancelled in (Cancelled.CANCELLED, Cancelled.ASKED, Cancelled.KEPT, Cancelled.OVER):

@@ -97,7 +97,7 @@ async def _eta(gateway: Gateway, record: JobRecord, event: JobEvent) -> dict[str
         case _:
             return {}
     try:
-        eta = await gateway.fleet.eta(record.model_copy(update=now))
+        eta = await gateway.forecasts.eta(record.model_copy(update=now))
     except redis.RedisError as error:
         log.warning("the workers' pace cannot be read", error=str(error))
         eta = None

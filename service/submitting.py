@@ -81,6 +81,8 @@ async def submit(
             gateway.withdrawals.add(job_id, if_abandoned=False)
         raise
     submitted_jobs.labels("admitted" if submitted.is_new else "known").inc()
+    if submitted.is_new:
+        gateway.ledger.begin(submitted.record)
     return submitted
 
 

@@ -191,7 +191,7 @@ async def _unfinished(
     eta = None
     try:
         record = await gateway.queue.get(record.id)
-        eta = await gateway.fleet.eta(record)
+        eta = await gateway.forecasts.eta(record)
     except redis.RedisError as error:
         # The job is admitted: an error now would make the client send it again.
         log.warning("an admitted job cannot be read", job=record.id, error=str(error))

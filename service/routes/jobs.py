@@ -141,6 +141,6 @@ def _check_wait(gateway: Gateway, wait: float) -> None:
 
 
 async def _answer(gateway: Gateway, request: Request, record: JobRecord) -> Response:
-    eta = await gateway.fleet.eta(record)
+    eta = await gateway.forecasts.eta(record)
     body = await job_body(gateway, record, gateway.base_url(request), eta=eta)
     return json_response(body, headers={} if is_over(record) else retry_after(eta))

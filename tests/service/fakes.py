@@ -102,6 +102,7 @@ class FakeWorker:
         job.save()
         job.set_status(JobStatus.STARTED)
         self.queue.remove(job_id)
+        self.redis.zadd(self.keys.leases, {job_id: 2**52})
         return job_id
 
     def step(self, job_id: str, step: int) -> None:
@@ -207,6 +208,7 @@ class FakeWorker:
         job.save()
         job.set_status(status)
         job.cleanup(600)
+        self.redis.zrem(self.keys.leases, job_id)
         if self.redis.hexists(job.key, WEBHOOK):
             self.redis.zadd(self.keys.outbox, {job_id: time.time()})
         return job

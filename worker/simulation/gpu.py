@@ -57,6 +57,12 @@ class SimulatedWorker:
         """Whether there is nothing to do."""
         return not (self._batcher.waiting or self._batcher.rows or self._denoised)
 
+    @property
+    def samples(self) -> list[Sample]:
+        """The images that it holds and has not decoded."""
+        drawing = [s for size in self._batcher.sizes for s in self._batcher.members(size)]
+        return [*self._denoised, *drawing, *self._batcher.heads(self._batcher.waiting)]
+
     def take(self, queue: deque[Job], now: float) -> None:
         """Take what is to be taken now from the front of the queue."""
         while queue and self._wants(queue[0]):

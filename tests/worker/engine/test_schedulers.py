@@ -208,3 +208,12 @@ def test_a_checkpoint_with_other_noise_levels_keeps_to_its_own_scheduler() -> No
     assert len(schedulers.new(4).timesteps) == 4
     with pytest.raises(ValueError, match="made for EDMEulerScheduler and does not go with ddim"):
         schedulers.new(4, "ddim")
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_a_name_knows_how_often_it_calls_the_model_in_a_step(
+    pipeline: ResidentPipeline, name: str
+) -> None:
+    calls = len(pipeline.new_scheduler(20, name).timesteps)
+    # The last step of those that call twice needs but one call.
+    assert 20 * SCHEDULERS[name].calls_per_step - calls in (0, 1)

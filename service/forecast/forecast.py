@@ -1,0 +1,73 @@
+"""Runs the queue and the workers ahead of time.
+
+The same rules as the engine's, but without its single steps: between two moments at which an image
+is done or begun nothing changes, so the clock jumps from one to the next.
+"""
+
+import math
+from collections import deque
+
+from service.forecast.lane import LaneAhead
+from service.forecast.situation import Situation, Work
+
+
+def forecast(situation: Situation) -> dict[str, float]:
+    """Seconds from now until the end of each job that waits or is held, by job id.
+
+    What lies behind the queue's end matters too: new jobs keep batches full. They are taken to go
+    on coming as they came lately. Empty if no live worker has a pace.
+    """
+    if not situation.lanes:
+        return {}
+    return _Ahead(situation).run()
+
+
+class _Ahead:
+    def __init__(self, situation: Situation) -> None:
+        self._lanes = [LaneAhead(lane) for lane in situation.lanes]
+        self._queue = deque(situation.queue)
+        self._rate = situation.arrivals_per_second if situation.arrivals else 0.0
+        self._arrivals = situation.arrivals
+        self._taken = 0
+        self._open = {work.job_id for work in situation.queue}
+        self._open.update(work.job_id for lane in situation.lanes for work in lane.held)
+
+    def run(self) -> dict[str, float]:
+        ends: dict[str, float] = {}
+        self._hand_out(0.0)
+        while self._open:
+            lane = min(self._lanes, key=lambda lane: lane.next_event)
+            now = min(lane.next_event, self._next_arrival())
+            if now < lane.next_event:
+                self._hand_out(now)
+                continue
+            for job_id, end in lane.pass_event():
+                if job_id in self._open:
+                    self._open.remove(job_id)
+                    ends[job_id] = end
+            self._hand_out(lane.clock)
+        return ends
+
+    def _hand_out(self, now: float) -> None:
+        """Give what waits to those who have room, whoever has most of it first."""
+        while True:
+            roomy = [lane for lane in self._lanes if lane.clock <= now and lane.has_room]
+            work = self._next_work(now) if roomy else None
+            if work is None:
+                return
+            lane = min(roomy, key=lambda lane: lane.load)
+            lane.take(work, now)
+
+    def _next_work(self, now: float) -> Work | None:
+        if self._queue:
+            return self._queue.popleft()
+        if self._rate and (self._taken + 1) / self._rate <= now:
+            self._taken += 1
+            return self._arrivals[self._taken % len(self._arrivals)]
+        return None
+
+    def _next_arrival(self) -> float:
+        """When the next job comes that is not there yet, if anybody has room for it."""
+        if not self._rate or self._queue or not any(lane.has_room for lane in self._lanes):
+            return math.inf
+        return (self._taken + 1) / self._rate

@@ -1,0 +1,142 @@
+"""Reads where things stand: what waits, what is held by whom and how far it is."""
+
+import json
+import zlib
+from collections import OrderedDict
+from collections.abc import Iterable
+from typing import Any, Final
+
+import redis.asyncio
+
+from koala.events import EventType, decode
+from koala.keys import Keys
+from koala.spec import JobSpec
+from koala.workers import WorkerAd
+from service.forecast.pace import Pace
+from service.forecast.situation import Lane, Situation, Work
+
+# The load of so many seconds is taken to go on; of a queue that is younger, of its age.
+_WINDOW_SECONDS: Final = 60.0
+_SHORTEST_WINDOW: Final = 10.0
+# As many of the newest jobs say what those look like that are to come.
+_SAMPLE: Final = 16
+# Jobs whose work is remembered; it never changes.
+_REMEMBERED: Final = 4096
+
+_Entries = list[tuple[bytes, dict[bytes, bytes]]]
+
+
+class SituationReader:
+    """Reads situations in two round trips.
+
+    Args:
+        connection: An asyncio client that returns bytes.
+        keys: Keys of the queue.
+    """
+
+    def __init__(self, connection: redis.asyncio.Redis, keys: Keys) -> None:
+        self._redis = connection
+        self._keys = keys
+        self._works: OrderedDict[str, Work] = OrderedDict()
+
+    def remember(self, job_id: str, spec: JobSpec) -> Work:
+        """Note a job's work, which spares looking it up."""
+        work = self._works[job_id] = Work.of(job_id, spec)
+        while len(self._works) > _REMEMBERED:
+            self._works.popitem(last=False)
+        return work
+
+    async def read(self, ads: Iterable[WorkerAd]) -> Situation:
+        """The situation of the live workers ``ads`` and their queue.
+
+        Raises:
+            redis.RedisError: Redis cannot be reached.
+        """
+        keys = self._keys
+        async with self._redis.pipeline(transaction=False) as pipeline:
+            pipeline.time()
+            pipeline.lrange(keys.intermediate, 0, -1)
+            pipeline.lrange(keys.pending, 0, -1)
+            pipeline.zrange(keys.leases, 0, -1)
+            pipeline.zrevrange(keys.index, 0, _SAMPLE - 1)
+            pipeline.zrange(keys.index, 0, 0, withscores=True)
+            (seconds, micros), popped, pending, leased, newest, oldest = await pipeline.execute()
+        now = seconds + micros / 1e6
+        queue = [job_id.decode() for job_id in reversed(popped)]
+        queue += [job_id.decode() for job_id in pending]
+        held = [job_id.decode() for job_id in leased]
+        sample = [job_id.decode() for job_id in newest]
+        missing = [job_id for job_id in {*queue, *held, *sample} if job_id not in self._works]
+        window = _WINDOW_SECONDS
+        if oldest:
+            window = min(window, max(now - oldest[0][1], _SHORTEST_WINDOW))
+        async with self._redis.pipeline(transaction=False) as pipeline:
+            pipeline.zcount(keys.index, now - window, "+inf")
+            for job_id in missing:
+                pipeline.hget(keys.job(job_id), "data")
+            for job_id in held:
+                pipeline.hmget(keys.job(job_id), "worker_name", "started_at")
+                pipeline.xrevrange(keys.events(job_id), count=1)
+            came, *replies = await pipeline.execute()
+        for job_id, data in zip(missing, replies, strict=False):
+            self._learn(job_id, data)
+        states = replies[len(missing) :]
+        holdings = [
+            _Holding(job_id, states[2 * i], states[2 * i + 1]) for i, job_id in enumerate(held)
+        ]
+        holdings.sort(key=lambda holding: holding.started_at)
+        taken = set(held)
+        return Situation(
+            lanes=tuple(self._lane(ad, holdings, now) for ad in ads if ad.sizes),
+            queue=self._known(job_id for job_id in queue if job_id not in taken),
+            arrivals_per_second=came / window,
+            arrivals=self._known(sample),
+        )
+
+    def _lane(self, ad: WorkerAd, holdings: "list[_Holding]", now: float) -> Lane:
+        pace = Pace(ad.sizes, ad.slowness, ad.store_seconds)
+        own = [holding for holding in holdings if holding.worker == ad.name]
+        held = (
+            self._works[holding.job_id].after(*holding.progress(now))
+            for holding in own
+            if holding.job_id in self._works
+        )
+        return Lane(ad.name, pace, tuple(held))
+
+    def _known(self, job_ids: Iterable[str]) -> tuple[Work, ...]:
+        return tuple(self._works[job_id] for job_id in job_ids if job_id in self._works)
+
+    def _learn(self, job_id: str, data: bytes | None) -> None:
+        spec = None if data is None else _spec(data)
+        if spec is not None:
+            self.remember(job_id, spec)
+
+
+def _spec(data: bytes) -> JobSpec | None:
+    """The spec in RQ's data of a job; ``None`` if the job is none of ours."""
+    try:
+        _, _, _, arguments = json.loads(zlib.decompress(data))
+        return JobSpec.model_validate(arguments["spec"])
+    except (zlib.error, ValueError, TypeError, KeyError):
+        # Whoever shares the queue may put anything into it; a worker will refuse that.
+        return None
+
+
+class _Holding:
+    """A job that a worker holds."""
+
+    def __init__(self, job_id: str, fields: list[Any], last: _Entries) -> None:
+        worker, started_at = fields
+        self.job_id = job_id
+        self.worker = (worker or b"").decode()
+        # Times in RQ's form sort as they are.
+        self.started_at: bytes = started_at or b""
+        self._event = decode(*last[0]) if last else None
+
+    def progress(self, now: float) -> tuple[float, float]:
+        """The share of its steps that is done, and how many seconds ago that was told."""
+        event = self._event
+        if event is None or event.type not in (EventType.STEP, EventType.PREVIEW):
+            return 0.0, 0.0
+        told_at = int(event.id.partition("-")[0]) / 1000
+        return event.data["step"] / event.data["steps"], max(0.0, now - told_at)

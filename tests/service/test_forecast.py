@@ -1,0 +1,251 @@
+"""Forecasts against what happens, on the virtual clock of the simulator: the engine's own rules."""
+
+import heapq
+import random
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from itertools import count
+from statistics import median
+
+import pytest
+
+from koala.workers import MeasuredSize
+from service.forecast.forecast import forecast
+from service.forecast.pace import Pace
+from service.forecast.situation import Lane, Situation, Work
+from tests.support import spec
+from worker.batching import StepCurve
+from worker.simulation.device import Device
+from worker.simulation.gpu import SimulatedWorker, Strategy
+from worker.simulation.published import PROFILES
+from worker.simulation.workload import Job, Sample, Shape, Workload
+
+SMALL = {1: 0.011, 2: 0.013, 4: 0.02, 8: 0.033, 16: 0.057, 32: 0.098}
+# What the demo model takes on two cores, and a larger size that is measured too.
+DEMO = Device(
+    "demo",
+    {(64, 64): StepCurve(SMALL), (128, 128): StepCurve({r: 4 * s for r, s in SMALL.items()})},
+    {(64, 64): 0.004, (128, 128): 0.016},
+    tick_overhead_seconds=0.002,
+)
+GPU = PROFILES["4090/koala-lightning-700m"].device(((1024, 1024), (512, 512)), None, None)
+MIXED = {(64, 64): 3.0, (128, 128): 1.0}
+LARGE = {(1024, 1024): 1.0, (512, 512): 2.0}
+WINDOW = 60.0
+LOOKED_AT = 0.1
+
+
+@dataclass
+class Scene:
+    """Workers and a queue on a virtual clock; clients are told how long their jobs will take."""
+
+    device: Device
+    gpus: int = 1
+    clients: int | None = None
+    jobs: list[Job] = field(default_factory=list)
+    # Jobs, moments, and what was foretold, in seconds from then.
+    told: list[tuple[Job, float, float]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.now = 0.0
+        self.queue: deque[Job] = deque()
+        self.workers = [SimulatedWorker(self.device, Strategy.STEP_LEVEL) for _ in range(self.gpus)]
+        self.idle = set(range(self.gpus))
+        # What each worker held when its last tick began, and when that was.
+        self.seen: list[tuple[float, list[Work]]] = [(0.0, []) for _ in range(self.gpus)]
+        self.agenda: list[tuple[float, int, Callable[[], None]]] = []
+        self.order = count()
+
+    def run(self, arrivals: list[tuple[float, Shape]]) -> None:
+        """Let jobs come, with ``clients`` as theirs end; look at some on their way."""
+        self.coming = deque(shape for _, shape in arrivals)
+        for moment, _ in arrivals[: self.clients]:
+            self.at(moment, self.arrive)
+        rng = random.Random(1)
+        while self.agenda:
+            self.now, _, happen = heapq.heappop(self.agenda)
+            happen()
+            if rng.random() < LOOKED_AT:
+                running = [j for j in self.jobs if j.claimed is not None and j.ended is None]
+                if running:
+                    self.tell(rng.choice(running))
+
+    def at(self, moment: float, happen: Callable[[], None]) -> None:
+        heapq.heappush(self.agenda, (moment, next(self.order), happen))
+
+    def arrive(self) -> None:
+        if self.coming:
+            job = Job(len(self.jobs), self.coming.popleft(), self.now)
+            self.jobs.append(job)
+            self.queue.append(job)
+            self.tell(job)
+            if self.idle:
+                self.turn(self.idle.pop())
+
+    def turn(self, index: int) -> None:
+        worker = self.workers[index]
+        worker.take(self.queue, self.now)
+        self.seen[index] = (self.now, held(worker.samples))
+        if worker.is_idle:
+            self.idle.add(index)
+            return
+        tick = worker.tick(self.now)
+        self.at(tick.ended, lambda: self.end(index, tick.decoded))
+
+    def end(self, index: int, decoded: tuple[Sample, ...]) -> None:
+        for sample in decoded:
+            sample.job.images_left -= 1
+            if not sample.job.images_left:
+                sample.job.ended = self.now
+                if self.clients is not None:
+                    self.at(self.now, self.arrive)
+        self.turn(index)
+
+    def tell(self, job: Job) -> None:
+        self.told.append((job, self.now, forecast(self.situation())[str(job.id)]))
+
+    def situation(self) -> Situation:
+        sizes = [
+            MeasuredSize(
+                width=size[0],
+                height=size[1],
+                max_rows=self.device.cap(size),
+                step_seconds=dict(curve.points),
+                decode_seconds=self.device.image_seconds(size),
+            )
+            for size, curve in self.device.curves.items()
+        ]
+        lanes = [
+            Lane(str(i), Pace(sizes), tuple(replace(w, age=self.now - began) for w in works))
+            for i, (began, works) in enumerate(self.seen)
+        ]
+        lately = [job for job in self.jobs if job.arrived >= self.now - WINDOW]
+        return Situation(
+            lanes=tuple(lanes),
+            queue=tuple(work(job, job.shape.steps) for job in self.queue),
+            arrivals_per_second=len(lately) / min(WINDOW, max(self.now, 10.0)),
+            arrivals=tuple(work(job, job.shape.steps) for job in lately[-16:]),
+        )
+
+    def errors(self) -> tuple[list[float], list[float]]:
+        """Relative errors of what was foretold at the arrival of jobs, and in their middle."""
+        first, later = [], []
+        for job, moment, told in self.told:
+            assert job.ended is not None
+            left = job.ended - moment
+            if moment == job.arrived:
+                first.append((told - left) / left)
+            elif left > (job.ended - job.arrived) / 4:
+                later.append((told - left) / left)
+        return first, later
+
+
+def held(samples: list[Sample]) -> list[Work]:
+    by_job: dict[Job, list[int]] = {}
+    for sample in samples:
+        by_job.setdefault(sample.job, []).append(sample.steps_left)
+    jobs = sorted(by_job, key=lambda job: (job.claimed or 0.0, job.id))
+    return [work(job, sum(by_job[job]) / job.shape.n) for job in jobs]
+
+
+def work(job: Job, steps_left: float) -> Work:
+    shape = job.shape
+    return Work(str(job.id), shape.size, shape.rows, shape.n, steps_left)
+
+
+def requests(workload: Workload, count: int, per_second: float) -> list[tuple[float, Shape]]:
+    """Requests that know nothing of each other."""
+    rng = random.Random(3)
+    moment, coming = 0.0, []
+    for _ in range(count):
+        coming.append((moment, workload.draw(rng)))
+        moment += rng.expovariate(per_second)
+    return coming
+
+
+@pytest.mark.parametrize(
+    ("scene", "workload", "per_second"),
+    [
+        pytest.param(Scene(DEMO), Workload(MIXED, (10, 60), (1, 4)), 6.0, id="a busy worker"),
+        pytest.param(Scene(DEMO), Workload(MIXED, (10, 60), (1, 4)), 9.0, id="more than it can do"),
+        pytest.param(
+            Scene(DEMO, clients=16), Workload(MIXED, (10, 60), (1, 4)), 100.0, id="16 clients"
+        ),
+        pytest.param(
+            Scene(DEMO, gpus=2, clients=24),
+            Workload(MIXED, (10, 60), (1, 4), 3),
+            100.0,
+            id="two workers, 24 clients, three images each",
+        ),
+        pytest.param(
+            Scene(GPU, gpus=2), Workload(LARGE, (10, 25), n=4), 0.8, id="large images on two GPUs"
+        ),
+    ],
+)
+def test_a_forecast_is_within_a_quarter_of_what_happens(
+    scene: Scene, workload: Workload, per_second: float
+) -> None:
+    scene.run(requests(workload, 200, per_second))
+    at_arrival, in_between = scene.errors()
+    assert len(at_arrival) >= 200
+    assert len(in_between) >= 20
+    for errors in (at_arrival, in_between):
+        assert median(abs(error) for error in errors) <= 0.25
+        # And it is not always too early or always too late.
+        assert abs(median(errors)) <= 0.15
+
+
+def one(job_id: str, **changes: object) -> Work:
+    return replace(Work(job_id, (64, 64), 2, 1, 10), **changes)
+
+
+def ends(*held: Work, queue: tuple[Work, ...] = (), lanes: int = 1, **pace: float) -> list[float]:
+    """When jobs end on workers that draw two rows in 1 s and four in 1.5 s."""
+    size = MeasuredSize(
+        width=64, height=64, max_rows=4, step_seconds={2: 1.0, 4: 1.5}, decode_seconds=0.5
+    )
+    made = [Lane(str(i), Pace([size], **pace), held if i == 0 else ()) for i in range(lanes)]
+    return list(forecast(Situation(tuple(made), queue)).values())
+
+
+def test_company_makes_steps_longer_until_it_leaves() -> None:
+    assert ends(one("a")) == pytest.approx([10.5])
+    # Four steps together, the decoder, six steps alone, the decoder.
+    assert ends(one("a", calls=4.0), one("b")) == pytest.approx([6.5, 13.0])
+
+
+def test_who_waits_begins_when_somebody_leaves() -> None:
+    queue = (one("c", calls=2.0),)
+    assert ends(one("a"), one("b"), queue=queue) == pytest.approx([15.5, 16.0, 18.5])
+    assert ends(one("a"), one("b"), queue=queue, lanes=2) == pytest.approx([2.5, 15.5, 16.0])
+
+
+def test_a_slow_worker_takes_longer_and_so_does_a_slow_store() -> None:
+    assert ends(one("a"), slowness=2.0, store_seconds=3.0) == pytest.approx([24.0])
+
+
+def test_the_step_under_way_is_counted() -> None:
+    assert ends(one("a", calls=5.0, age=0.25)) == pytest.approx([5.25])
+    # A worker that says nothing for long is not thought to have done wonders.
+    assert ends(one("a", calls=5.0, age=60.0)) == pytest.approx([4.5])
+
+
+def test_two_sizes_take_turns_in_equal_shares_of_the_time() -> None:
+    # The larger one is derived: four times the pixels.
+    large = one("b", size=(128, 128), calls=100.0)
+    [small, _] = ends(one("a"), large)
+    assert small == pytest.approx(20.5)
+
+
+@pytest.mark.parametrize(("scheduler", "calls"), [("euler", 10), ("heun", 20), ("dpm2", 20)])
+def test_schedulers_that_call_the_model_twice_a_step_take_twice_as_long(
+    scheduler: str, calls: int
+) -> None:
+    work = Work.of("a", spec(scheduler=scheduler, n=3))
+    assert (work.calls, work.images, work.rows) == (calls, 3, 2)
+    assert work.after(0.25, age=1.0).calls == 0.75 * calls
+
+
+def test_nothing_is_foretold_where_nobody_works() -> None:
+    assert forecast(Situation((), (one("a"),))) == {}

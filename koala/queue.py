@@ -39,6 +39,15 @@ class Submitted:
     is_new: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """Jobs in the queue, jobs that workers hold, and when the oldest in the queue came (Unix)."""
+
+    queued: int
+    held: int
+    oldest_created_at: float | None
+
+
 class JobQueue:
     """Admits jobs and reads them back.
 
@@ -169,6 +178,27 @@ class JobQueue:
             for job_id, status in zip(job_ids, replies, strict=True)
         }
 
+    async def waiting(self, limit: int) -> list[JobRecord]:
+        """Of the jobs in the queue at most ``limit``, the next one first."""
+        ids = cast(list[bytes], await self._redis.lrange(self.keys.pending, 0, limit - 1))
+        return await self._read(ids)
+
+    async def held(self, limit: int) -> list[JobRecord]:
+        """Of the jobs that workers hold at most ``limit``, the one taken first first."""
+        ids = cast(list[bytes], await self._redis.zrange(self.keys.leases, 0, -1))
+        records = await self._read(ids)
+        return sorted(records, key=lambda record: record.started_at or record.created_at)[:limit]
+
+    async def backlog(self) -> Backlog:
+        """How much is unfinished, in numbers."""
+        async with self._redis.pipeline(transaction=False) as pipeline:
+            pipeline.lrange(self.keys.pending, 0, -1)
+            pipeline.zcard(self.keys.leases)
+            ids, held = await pipeline.execute()
+        created = await self._redis.zmscore(self.keys.index, ids) if ids else []
+        known = [float(moment) for moment in created if moment is not None]
+        return Backlog(len(ids), held, min(known, default=None))
+
     async def depth(self) -> int:
         """How many jobs are waiting."""
         return int(await self._redis.llen(self.keys.pending))
@@ -180,6 +210,10 @@ class JobQueue:
             redis.RedisError: It does not.
         """
         await self._redis.ping()
+
+    async def _read(self, ids: list[bytes]) -> list[JobRecord]:
+        records = await self._records.read([job_id.decode() for job_id in ids])
+        return [record for record in records if record is not None]
 
     async def _known(self, known: tuple[str, str], idempotency: Idempotency | None) -> JobRecord:
         job_id, digest = known

@@ -16,7 +16,7 @@ from service.body_limit import BodyLimit
 from service.gateway import Gateway
 from service.header_limit import HeaderLimit
 from service.observe import Observe
-from service.routes import docs, generations, health, home, images, jobs, models
+from service.routes import admin, docs, generations, health, home, images, jobs, models
 from service.webhooks.courier import Courier
 from service.webhooks.message import image_generation_ended
 from service.webhooks.pace import Pace
@@ -85,7 +85,7 @@ def create_app(settings: Settings, webhook_pace: Pace | None = None) -> FastAPI:
             expose_headers=_EXPOSED_HEADERS,
         )
     app.add_middleware(AnswerHeaders)
-    for part in (generations, jobs, images, models, health, home, docs):
+    for part in (generations, jobs, images, models, admin, health, home, docs):
         app.include_router(part.router)
     # Without a 4XX of its own it would get FastAPI's, of which nothing here makes use.
     app.webhooks.post(

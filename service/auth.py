@@ -160,6 +160,7 @@ class Requires:
 
 GeneratorDep = Annotated[Principal, Depends(Requires(Scope.GENERATE))]
 ReaderDep = Annotated[Principal, Depends(Requires(Scope.READ))]
+AdminDep = Annotated[Principal, Depends(Requires(Scope.ADMIN))]
 
 
 def _principal(key: ApiKey) -> Principal:

@@ -14,7 +14,7 @@ from tests.service.fakes import FakeWorker, serving
 
 EXAMPLES = 100
 SEED = 1
-OPERATIONS = 11
+OPERATIONS = 14
 # What schemathesis takes for an answer to a valid request, and the 422 of an `Idempotency-Key`
 # that it made up twice.
 CONFIG = """

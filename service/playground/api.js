@@ -40,6 +40,8 @@ export const getJob = async (id) => (await call(`v1/jobs/${id}`)).json();
 export const cancelJob = async (id) =>
   (await call(`v1/jobs/${id}/cancel`, { method: "POST" })).json();
 
+export const getAdmin = async (what) => (await call(`v1/admin/${what}`)).json();
+
 export const isReady = async () => (await fetch("readyz").catch(() => null))?.ok ?? false;
 
 export async function submit(body) {

@@ -1,4 +1,4 @@
-"""``/``: the playground, a page for people, and what it is made of."""
+"""``/``: the playground, ``/admin``: the operator's page, and what they are made of."""
 
 from importlib.resources import files
 from typing import Final
@@ -36,6 +36,13 @@ _POLICY: Final = (
 async def home() -> Response:
     """The page."""
     return _answer("index.html")
+
+
+@router.head("/admin")
+@router.get("/admin")
+async def admin() -> Response:
+    """The operator's page; what it shows, it asks the API for."""
+    return _answer("admin.html")
 
 
 @router.head("/playground/{name}")

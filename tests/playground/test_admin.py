@@ -103,7 +103,7 @@ def test_axe_finds_nothing_serious_on_the_operators_page(
     worker.advertise(name="gpu-0", device="cuda:0", rows=12, max_rows=16, vram=vram, sizes=[size])
     with asking(settings) as served:
         for name in ("alice", "bob", "alice"):
-            submit(served, name, prompt="a koala to the left of a banana " * 9, priority="high")
+            submit(served, name, prompt="a koala to the left of a banana " * 9, priority="low")
         worker.step(worker.take(), 4)
         context = browser.new_context(
             color_scheme="dark" if scheme == "dark" else "light",

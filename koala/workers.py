@@ -13,7 +13,8 @@ class MeasuredSize(BaseModel):
     """What a worker measured at one image size, in pixels.
 
     ``step_seconds`` maps rows of a U-Net call to its seconds; ``max_rows`` is the batch that
-    follows from it; ``decode_seconds`` is one image's.
+    follows from it; ``decode_seconds`` is one image's. ``slowness`` is how many times as long the
+    worker's loop takes under load as the calls in it by this measurement.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -23,6 +24,7 @@ class MeasuredSize(BaseModel):
     max_rows: int
     step_seconds: dict[int, float]
     decode_seconds: float | None = None
+    slowness: float = 1.0
 
     @property
     def name(self) -> str:
@@ -49,9 +51,9 @@ class WorkerAd(BaseModel):
     """A worker's own account of itself, renewed with every heartbeat.
 
     ``rows`` and ``max_rows`` count rows of the U-Net batch (two for an image with guidance);
-    ``expires_at`` is when the account is void unless renewed. ``slowness`` is how many times as
-    long its loop takes under load as the measured calls in it, ``store_seconds`` what passes from
-    a job's last pixel until its end is written down. ``vram`` is ``None`` on a CPU.
+    ``expires_at`` is when the account is void unless renewed. ``slowness`` is that of all sizes
+    together. ``store_seconds`` pass from a job's last pixel until its end is written down.
+    ``vram`` is ``None`` on a CPU.
     """
 
     model_config = ConfigDict(frozen=True)

@@ -30,6 +30,7 @@ class AdminSize(BaseModel):
     max_rows: int = Field(description="Most rows of a U-Net call; a guided image takes two.")
     step_seconds: dict[int, float] = Field(description="Seconds of a U-Net call by its rows.")
     decode_seconds: float | None = Field(description="Seconds of decoding one image.")
+    slowness: float = Field(description="The same for this size alone.")
 
 
 class AdminWorker(BaseModel):

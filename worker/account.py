@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from koala.workers import Vram, WorkerAd
+from worker.batching import nearest_size
 from worker.engine import Engine
 from worker.measurements import expected_seconds, measured_sizes
 from worker.rates import Rates
@@ -44,9 +45,11 @@ class Account:
             self.rates.step(now - began)
         else:
             self.rates.pause(now - began)
-        expected = expected_seconds(self._engine.capacity, tick)
+        capacity = self._engine.capacity
+        expected = expected_seconds(capacity, tick)
         if expected is not None:
-            self.rates.lap(now - (self._round_ended or began), expected)
+            size = None if tick.size is None else nearest_size(tick.size, capacity.calibrations)
+            self.rates.lap(size, now - (self._round_ended or began), expected)
         self._round_ended = None if self._engine.is_idle else now
         self.rows = self._engine.rows
 
@@ -57,12 +60,15 @@ class Account:
             **self._fixed,
             rows=self.rows,
             max_rows=self._engine.max_rows,
-            sizes=measured_sizes(self._engine.capacity),
+            sizes=[
+                size.model_copy(update={"slowness": self.rates.slowness((size.width, size.height))})
+                for size in measured_sizes(self._engine.capacity)
+            ],
             images_total=self.rates.images_total,
             images_last_minute=self.rates.images_last_minute,
             images_per_second=self.rates.images_per_second,
             seconds_per_step=self.rates.seconds_per_step,
-            slowness=self.rates.slowness,
+            slowness=self.rates.slowness(),
             store_seconds=self.rates.store_seconds,
             vram=self._vram(),
         )

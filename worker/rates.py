@@ -3,7 +3,10 @@
 import math
 import time
 from collections import deque
+from dataclasses import dataclass
 from typing import Final
+
+from worker.batching import Size
 
 _MEMORY_SECONDS: Final = 60.0
 _STEP_WEIGHT: Final = 0.2
@@ -19,6 +22,20 @@ _STORE_WEIGHT: Final = 0.1
 _MINUTE: Final = 60.0
 
 
+@dataclass(slots=True)
+class _Laps:
+    """Seconds of the loop's rounds, and what their calls take by the curve; the past counts less.
+
+    As long as there is little of both, ``usual`` is what counts.
+    """
+
+    taken: float = 0.0
+    expected: float = 0.0
+
+    def slowness(self, usual: float) -> float:
+        return (self.taken + _PRIOR_SECONDS * usual) / (self.expected + _PRIOR_SECONDS)
+
+
 class Rates:
     """Moving averages for the worker's account of itself."""
 
@@ -28,8 +45,7 @@ class Rates:
         self.images_total = 0
         self._images = 0.0
         self._busy_seconds = 0.0
-        self._taken = _PRIOR_SECONDS
-        self._expected = _PRIOR_SECONDS
+        self._laps: dict[Size | None, _Laps] = {None: _Laps()}
         self._stored_at: deque[float] = deque()
 
     def step(self, seconds: float) -> None:
@@ -44,12 +60,21 @@ class Rates:
         self._images *= kept
         self._busy_seconds = self._busy_seconds * kept + seconds
 
-    def lap(self, seconds: float, expected: float) -> None:
-        """Note how long a round of the loop took, and what its calls take by the curve."""
+    def lap(self, size: Size | None, seconds: float, expected: float) -> None:
+        """Note how long a round of the loop took, and what its calls take by the curve.
+
+        ``size`` is the measured one by which that was reckoned; ``None`` for a round without a
+        step.
+        """
         seconds = min(seconds, _MOST_SLOWNESS * expected)
         kept = math.exp(-seconds / _SLOWNESS_SECONDS)
-        self._taken = self._taken * kept + seconds
-        self._expected = self._expected * kept + expected
+        for laps in self._laps.values():
+            laps.taken *= kept
+            laps.expected *= kept
+        for key in {None, size}:
+            laps = self._laps.setdefault(key, _Laps())
+            laps.taken += seconds
+            laps.expected += expected
 
     def image(self) -> None:
         """Note a stored image."""
@@ -63,10 +88,15 @@ class Rates:
             weight = _STORE_WEIGHT if self.store_seconds else 1.0
             self.store_seconds += weight * (time.monotonic() - drawn_at - self.store_seconds)
 
-    @property
-    def slowness(self) -> float:
-        """How many times as long the loop lately took as the calls in it take by the curve."""
-        return self._taken / self._expected
+    def slowness(self, size: Size | None = None) -> float:
+        """How many times as long the loop lately took as the calls in it take by the curve.
+
+        One size can be unlike the others: what was measured of it may have been disturbed. May be
+        called from any thread.
+        """
+        overall = self._laps[None].slowness(1.0)
+        laps = None if size is None else self._laps.get(size)
+        return overall if laps is None else laps.slowness(overall)
 
     @property
     def images_per_second(self) -> float | None:

@@ -18,22 +18,18 @@ class Pace:
     """Seconds of what a worker does. A size that it did not measure is derived from the nearest.
 
     Args:
-        sizes: What it measured, alone and undisturbed; at least one.
-        slowness: How many times as long its loop takes under load.
+        sizes: What it measured; at least one.
         store_seconds: From an image's last pixel until its job is over.
 
     Raises:
         ValueError: Nothing was measured.
     """
 
-    def __init__(
-        self, sizes: Sequence[MeasuredSize], slowness: float = 1.0, store_seconds: float = 0.0
-    ) -> None:
+    def __init__(self, sizes: Sequence[MeasuredSize], store_seconds: float = 0.0) -> None:
         if not sizes:
             raise ValueError("a pace needs at least one measured size")
         self.store_seconds = store_seconds
         self._sizes = list(sizes)
-        self._slowness = slowness
         self._derived: dict[Size, _Derived] = {}
 
     def cap(self, size: Size) -> int:
@@ -46,13 +42,13 @@ class Pace:
         if rows not in at.steps:
             calls = max(1.0, rows / at.cap)
             seconds = _between(at.nearest.step_seconds, min(rows, at.cap) * at.factor)
-            at.steps[rows] = calls * seconds * self._slowness
+            at.steps[rows] = calls * seconds * at.nearest.slowness
         return at.steps[rows]
 
     def decode_seconds(self, size: Size) -> float:
         """Seconds of decoding one image."""
         at = self._at(size)
-        return (at.nearest.decode_seconds or 0.0) * at.factor * self._slowness
+        return (at.nearest.decode_seconds or 0.0) * at.factor * at.nearest.slowness
 
     def _at(self, size: Size) -> "_Derived":
         if size not in self._derived:

@@ -94,7 +94,7 @@ class SituationReader:
         )
 
     def _lane(self, ad: WorkerAd, holdings: "list[_Holding]", now: float) -> Lane:
-        pace = Pace(ad.sizes, ad.slowness, ad.store_seconds)
+        pace = Pace(ad.sizes, ad.store_seconds)
         own = [holding for holding in holdings if holding.worker == ad.name]
         held = (
             self._works[holding.job_id].after(*holding.progress(now))

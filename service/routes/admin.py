@@ -96,6 +96,7 @@ def _worker(ad: WorkerAd) -> AdminWorker:
             max_rows=size.max_rows,
             step_seconds=size.step_seconds,
             decode_seconds=size.decode_seconds,
+            slowness=round(size.slowness, 3),
         )
         for size in ad.sizes
     ]

@@ -102,7 +102,7 @@ class FakeWorker:
         job.save()
         job.set_status(JobStatus.STARTED)
         self.queue.remove(job_id)
-        self.redis.zadd(self.keys.leases, {job_id: 2**52})
+        self.redis.zadd(self.keys.leases, {job_id: 2**52 - time.time()})
         return job_id
 
     def step(self, job_id: str, step: int) -> None:

@@ -200,12 +200,24 @@ def one(job_id: str, **changes: object) -> Work:
     return replace(Work(job_id, (64, 64), 2, 1, 10), **changes)
 
 
-def ends(*held: Work, queue: tuple[Work, ...] = (), lanes: int = 1, **pace: float) -> list[float]:
+def ends(
+    *held: Work,
+    queue: tuple[Work, ...] = (),
+    lanes: int = 1,
+    slowness: float = 1.0,
+    store_seconds: float = 0.0,
+) -> list[float]:
     """When jobs end on workers that draw two rows in 1 s and four in 1.5 s."""
     size = MeasuredSize(
-        width=64, height=64, max_rows=4, step_seconds={2: 1.0, 4: 1.5}, decode_seconds=0.5
+        width=64,
+        height=64,
+        max_rows=4,
+        step_seconds={2: 1.0, 4: 1.5},
+        decode_seconds=0.5,
+        slowness=slowness,
     )
-    made = [Lane(str(i), Pace([size], **pace), held if i == 0 else ()) for i in range(lanes)]
+    pace = Pace([size], store_seconds)
+    made = [Lane(str(i), pace, held if i == 0 else ()) for i in range(lanes)]
     return list(forecast(Situation(tuple(made), queue)).values())
 
 

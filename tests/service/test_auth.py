@@ -91,7 +91,7 @@ def test_a_key_lets_in_by_any_spelling_of_bearer(asked: Served) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/", "/docs", "/openapi.json", "/healthz", "/metrics", "/nothing-here"]
+    "path", ["/", "/admin", "/docs", "/openapi.json", "/healthz", "/metrics", "/nothing-here"]
 )
 def test_what_machines_and_newcomers_look_at_stays_open(asked: Served, path: str) -> None:
     assert asked.http.get(path).status_code in (200, 404)

@@ -51,7 +51,7 @@ def create_app(settings: Settings, webhook_pace: Pace | None = None) -> FastAPI:
                 yield
         finally:
             sweeping.cancel()
-            await asyncio.gather(sweeping, return_exceptions=True)
+            await asyncio.gather(sweeping, *gateway.tasks, return_exceptions=True)
             await gateway.feeds.close()
             await gateway.redis.aclose()
 

@@ -33,6 +33,7 @@ class Account:
         self._vram = vram
         # When the loop's last round ended, if the engine had more to do.
         self._round_ended: float | None = None
+        self._sizes_known = len(engine.capacity.calibrations)
 
     def note_step(self, began: float) -> None:
         """Note a tick of the engine that ends now, ``began`` by the performance counter.
@@ -47,7 +48,9 @@ class Account:
             self.rates.pause(now - began)
         capacity = self._engine.capacity
         expected = expected_seconds(capacity, tick)
-        if expected is not None:
+        known, self._sizes_known = self._sizes_known, len(capacity.calibrations)
+        # A round in which a size was measured says nothing of load.
+        if expected is not None and known == self._sizes_known:
             size = None if tick.size is None else nearest_size(tick.size, capacity.calibrations)
             self.rates.lap(size, now - (self._round_ended or began), expected)
         self._round_ended = None if self._engine.is_idle else now

@@ -17,7 +17,7 @@ from service.forecast.situation import Lane, Situation, Work
 
 # The load of so many seconds is taken to go on; of a queue that is younger, of its age.
 _WINDOW_SECONDS: Final = 60.0
-_SHORTEST_WINDOW: Final = 10.0
+_SHORTEST_WINDOW: Final = 20.0
 # As many of the newest jobs say what those look like that are to come.
 _SAMPLE: Final = 16
 # Jobs whose work is remembered; it never changes.

@@ -124,7 +124,7 @@ class Scene:
         return Situation(
             lanes=tuple(lanes),
             queue=tuple(work(job, job.shape.steps) for job in self.queue),
-            arrivals_per_second=len(lately) / min(WINDOW, max(self.now, 10.0)),
+            arrivals_per_second=len(lately) / min(WINDOW, max(self.now, 20.0)),
             arrivals=tuple(work(job, job.shape.steps) for job in lately[-16:]),
         )
 

@@ -99,19 +99,35 @@ def work(model: Model = None) -> None:
 
 @app.command()
 def generate(
-    prompt: Annotated[str, typer.Argument(help="What to draw.")],
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="File to write; `-2`, ... is added for n.")
+    prompt: Annotated[str | None, typer.Argument(help="What to draw.")] = None,
+    batch: Annotated[
+        str | None, typer.Option(help="File of prompts, one a line; `-`: stdin.")
     ] = None,
-    n: Annotated[int, typer.Option("--n", "-n", help="Number of images.")] = 1,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="File to write; `-2`, ... is added for n. With --batch a folder."
+        ),
+    ] = None,
+    n: Annotated[int, typer.Option("--n", "-n", help="Number of images, of each prompt.")] = 1,
     size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT in pixels.")] = None,
     steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale.")] = None,
     negative: Annotated[str | None, typer.Option(help="What to keep out of the image.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of the first image.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of each prompt's first image.")] = None,
     scheduler: Annotated[
         str | None, typer.Option(help="Such as euler_a or dpm++_2m_karras; else the model's own.")
     ] = None,
+    preview: Annotated[
+        bool | None,
+        typer.Option(
+            "--preview/--no-preview",
+            help="Show images in the terminal on their way.  \\[default: where it can]",
+        ),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print a line of JSON for each prompt instead.")
+    ] = False,
     url: Annotated[
         str, typer.Option(help="The gateway.", envvar="KOALA_URL")
     ] = "http://127.0.0.1:8000",
@@ -119,12 +135,11 @@ def generate(
         str | None, typer.Option(help="Your API key, if one is needed.", envvar="KOALA_API_KEY")
     ] = None,
 ) -> None:
-    """Draw images on a running server and write them to files."""
-    from koala.client import ServerError
-    from koala.commands.generate import run
+    """Draw images on a running server and write them to files; Ctrl-C cancels."""
+    from koala.commands.generate import pieces
+    from koala.commands.generate.run import run
 
     request = {
-        "prompt": prompt,
         "n": n,
         "size": size,
         "num_inference_steps": steps,
@@ -133,12 +148,13 @@ def generate(
         "seed": seed,
         "scheduler": scheduler,
     }
+    request = {name: value for name, value in request.items() if value is not None}
     try:
-        run(url, {k: v for k, v in request.items() if v is not None}, output, out, api_key)
-    except ServerError as error:
+        work = pieces.collect(prompt, batch, request, output)
+        code = run(work, url, api_key, out, preview=preview, as_json=as_json)
+    except pieces.UsageError as error:
         raise fail(str(error)) from None
-    except OSError as error:
-        raise fail(f"{error.filename}: {error.strerror}") from None
+    raise typer.Exit(code)
 
 
 @app.command()

@@ -1,20 +1,43 @@
-"""A small HTTP client for ``koala generate``: enqueue, follow, fetch."""
+"""An HTTP client for ``koala generate``: enqueue, follow, cancel, fetch."""
 
-import time
-from collections.abc import Iterator
-from typing import Any
+import uuid
+from collections.abc import AsyncIterator, Mapping
+from typing import Any, Final
 
 import httpx
+from httpx_sse import SSEError, aconnect_sse
 
-_POLL_SECONDS = 0.25
+from koala.patience import Patience, ServerError
+
+_TIMEOUT_SECONDS: Final = 30.0
+# A stream has a heartbeat every 15 seconds: this long a silence is a lost connection.
+_SILENCE_SECONDS: Final = 45.0
+# What a proxy answers while the gateway behind it restarts, and a gateway without its queue.
+_AWAY: Final = frozenset({502, 503, 504})
+_ENDS: Final = frozenset({"completed", "failed", "cancelled"})
 
 
-class ServerError(Exception):
-    """The server refused or failed, or nobody answers; the message is for the person typing."""
+class Busy(ServerError):
+    """The server takes no more requests right now.
+
+    Args:
+        message: What it said.
+        retry_after: Seconds until the next try is worth it.
+    """
+
+    def __init__(self, message: str, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class Refused(ServerError):
+    """The server will not do this; another request may fare better."""
 
 
 class Client:
-    """Talks to one gateway.
+    """Talks to one gateway, from one event loop.
+
+    Once a gateway has answered, a connection that is lost is made again for half a minute.
 
     Args:
         base_url: Where the gateway is, e.g. ``http://127.0.0.1:8000``.
@@ -24,68 +47,136 @@ class Client:
     def __init__(self, base_url: str, api_key: str | None = None) -> None:
         self._base_url = base_url.rstrip("/")
         self._api_key = api_key
+        self._has_answered = False
         host = httpx.URL(self._base_url).host
         # A proxy is for other machines.
         own = host in ("127.0.0.1", "localhost", "::1")
-        self._http = httpx.Client(base_url=self._base_url, timeout=30.0, trust_env=not own)
-
-    def __enter__(self) -> "Client":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._http.close()
-
-    def enqueue(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Send a generation request without waiting; the job object.
-
-        Raises:
-            ServerError: The request was refused, or nobody answers.
-        """
-        return self._json(
-            "POST",
-            "/v1/images/generations",
-            json=request,
-            headers={"Prefer": "respond-async"},
+        self._http = httpx.AsyncClient(
+            base_url=self._base_url, timeout=_TIMEOUT_SECONDS, trust_env=not own
         )
 
-    def follow(self, job_id: str) -> Iterator[dict[str, Any]]:
-        """The job object again and again until the job has ended.
+    async def __aenter__(self) -> "Client":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._http.aclose()
+
+    async def enqueue(self, request: Mapping[str, Any]) -> str:
+        """Send a generation request without waiting; the job's id.
 
         Raises:
-            ServerError: The job is gone, or nobody answers.
+            Busy: The queue is full or a rate limit is reached; nothing was admitted.
+            Refused: The request itself was refused.
+            ServerError: Nobody answers, or not to us.
         """
-        while True:
-            job = self._json("GET", f"/v1/jobs/{job_id}")
-            yield job
-            if job["status"] in ("completed", "failed", "cancelled"):
-                return
-            time.sleep(_POLL_SECONDS)
+        # With a key, a request whose answer was lost can be sent again and is one job.
+        headers = {"Prefer": "respond-async", "Idempotency-Key": uuid.uuid4().hex}
+        response = await self._request(
+            "POST", "/v1/images/generations", json=dict(request), headers=headers
+        )
+        job_id: str = response.json()["id"]
+        return job_id
 
-    def fetch(self, url: str) -> bytes:
+    async def follow(self, job_id: str) -> AsyncIterator[dict[str, Any]]:
+        """A job's events as the server tells them, up to and with its end.
+
+        A stream that is cut is taken up again behind the last event that came.
+
+        Raises:
+            ServerError: The job is gone, or the connection was lost and stays so.
+        """
+        patience = self._patience(f"The job {job_id} goes on.")
+        last_id = ""
+        while True:
+            try:
+                async with aconnect_sse(
+                    self._http,
+                    "GET",
+                    f"/v1/jobs/{job_id}/events",
+                    auth=self._authorize,
+                    headers={"Last-Event-ID": last_id} if last_id else {},
+                    timeout=httpx.Timeout(_TIMEOUT_SECONDS, read=_SILENCE_SECONDS),
+                ) as source:
+                    if source.response.is_error:
+                        await source.response.aread()
+                        self._check(source.response)
+                    async for event in source.aiter_sse():
+                        patience.restore()
+                        last_id = event.id or last_id
+                        if not event.data or event.event == "shutdown":
+                            continue
+                        yield event.json()
+                        if event.event in _ENDS:
+                            return
+                reason = "it ended the stream of events"
+            except _Away as error:
+                reason = str(error)
+            except (httpx.TransportError, SSEError) as error:
+                reason = _in_words(error)
+            await patience.wait(reason)
+
+    async def cancel(self, job_id: str) -> str:
+        """Cancel a job; its status then, which is another one if it ended before.
+
+        Raises:
+            ServerError: Nobody answers, or the job is not ours to cancel.
+        """
+        response = await self._request("POST", f"/v1/jobs/{job_id}/cancel")
+        status: str = response.json()["status"]
+        return status
+
+    async def fetch(self, url: str) -> bytes:
         """The bytes of an image.
 
         Raises:
             ServerError: The image is gone, or nobody answers.
         """
-        return self._request("GET", url).content
+        return (await self._request("GET", url)).content
 
-    def _json(self, method: str, path: str, **kwargs: Any) -> dict[str, Any]:
-        body: dict[str, Any] = self._request(method, path, **kwargs).json()
-        return body
+    async def _request(self, method: str, path: str, **kwargs: Any) -> httpx.Response:
+        patience = self._patience()
+        while True:
+            try:
+                response = await self._http.request(method, path, auth=self._authorize, **kwargs)
+                self._check(response)
+            except httpx.ConnectError as error:
+                if not self._has_answered:
+                    raise ServerError(
+                        f"Nothing answers at {self._base_url}: start a server with `koala up`, or "
+                        "say where one is with --url."
+                    ) from None
+                reason = _in_words(error)
+            except httpx.TransportError as error:
+                reason = _in_words(error)
+            except httpx.HTTPError as error:
+                raise ServerError(f"{self._base_url}: {_in_words(error)}") from None
+            except _Away as error:
+                if not self._has_answered:
+                    raise ServerError(str(error)) from None
+                reason = str(error)
+            else:
+                self._has_answered = True
+                return response
+            await patience.wait(reason)
 
-    def _request(self, method: str, path: str, **kwargs: Any) -> httpx.Response:
-        try:
-            response = self._http.request(method, path, auth=self._authorize, **kwargs)
-        except httpx.ConnectError:
-            raise ServerError(
-                f"Nothing answers at {self._base_url}: start a server with `koala up`, or say "
-                "where one is with --url."
-            ) from None
-        except httpx.HTTPError as error:
-            raise ServerError(f"{self._base_url}: {type(error).__name__} {error}") from None
-        if response.is_error:
-            raise ServerError(f"{_message(response)}{self._advice(response)}")
-        return response
+    def _patience(self, consolation: str = "") -> Patience:
+        return Patience(self._base_url, consolation)
+
+    def _check(self, response: httpx.Response) -> None:
+        if not response.is_error:
+            return
+        message = _message(response)
+        may_retry = response.headers.get("x-should-retry") != "false"
+        retry_after = response.headers.get("Retry-After", "")
+        match response.status_code:
+            case httpx.codes.TOO_MANY_REQUESTS if may_retry and retry_after.isdecimal():
+                raise Busy(message, float(retry_after))
+            case status if status in _AWAY and may_retry:
+                raise _Away(message)
+            case httpx.codes.UNAUTHORIZED | httpx.codes.FORBIDDEN:
+                raise ServerError(f"{message}{self._advice(response)}")
+            case _:
+                raise Refused(message)
 
     def _authorize(self, request: httpx.Request) -> httpx.Request:
         # Images may be served from elsewhere, where the key is nobody's business.
@@ -101,11 +192,19 @@ class Client:
         return " See --api-key and KOALA_API_KEY."
 
 
+class _Away(Exception):
+    """An answer that says that the server is away for a moment."""
+
+
 def _message(response: httpx.Response) -> str:
     try:
         return str(response.json()["error"]["message"])
     except (ValueError, KeyError, TypeError):
         return f"{response.request.url} answered {response.status_code}."
+
+
+def _in_words(error: Exception) -> str:
+    return f"{type(error).__name__} {error}".strip()
 
 
 def _origin(url: httpx.URL) -> tuple[str, str, int | None]:

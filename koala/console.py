@@ -13,9 +13,14 @@ out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
 
+def complain(message: str) -> None:
+    """Say what is wrong in one line on stderr."""
+    err.print(f"[red]koala:[/red] {escape(message)}", soft_wrap=True)
+
+
 def fail(message: str) -> typer.Exit:
     """Say what is wrong in one line on stderr; raise what this returns."""
-    err.print(f"[red]koala:[/red] {escape(message)}", soft_wrap=True)
+    complain(message)
     return typer.Exit(1)
 
 

@@ -1,5 +1,6 @@
-"""``koala generate`` at a gateway that asks for keys."""
+"""``koala generate`` at a gateway that asks for keys, is full, or fails."""
 
+import asyncio
 import http.server
 import os
 import subprocess
@@ -10,24 +11,32 @@ from pathlib import Path
 
 import pytest
 
+from koala import patience
 from koala.client import Client
+from koala.patience import ServerError
 from koala.settings import Settings
-from tests.service.fakes import FakeWorker, Served, picture, serving
+from tests.proxy import Proxy, between
+from tests.service.fakes import FakeWorker, Served, picture, serving, wait_until
 from tests.service.keyed import asking, make_key, secret_of, with_keys
 
 
 def generate(served: Served, folder: Path, *options: str, **env: str) -> tuple[int, str]:
     """Exit code and stderr of a run."""
-    arguments = ["generate", "a koala", "-o", "koala.png", "--url", served.base_url, *options]
-    done = subprocess.run(
-        [sys.executable, "-m", "koala", *arguments],
+    process = start(served, folder, "a koala", "-o", "koala.png", *options, **env)
+    _, error = process.communicate(timeout=60)
+    return process.returncode, error.strip()
+
+
+def start(served: Served, folder: Path, *arguments: str, **env: str) -> subprocess.Popen[str]:
+    """The command, running."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "koala", "generate", *arguments, "--url", served.base_url],
         env={**os.environ, "COLUMNS": "200", **env},
         cwd=folder,
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=60,
     )
-    return done.returncode, done.stderr.strip()
 
 
 def test_it_sends_the_key_of_the_option_or_of_the_environment(
@@ -92,10 +101,87 @@ def test_it_shows_its_key_to_no_other_server(
     settings: Settings, elsewhere: tuple[str, list[str | None]]
 ) -> None:
     url, received = elsewhere
-    with (
-        asking(settings, public_url=url) as served,
-        Client(served.base_url, secret_of("alice")) as client,
-    ):
-        client.enqueue({"prompt": "a koala"})
-        assert client.fetch(f"{url}/v1/images/x.png") == picture("png")
+
+    async def fetch(base_url: str) -> bytes:
+        async with Client(base_url, secret_of("alice")) as client:
+            await client.enqueue({"prompt": "a koala"})
+            return await client.fetch(f"{url}/v1/images/x.png")
+
+    with asking(settings, public_url=url) as served:
+        assert asyncio.run(fetch(served.base_url)) == picture("png")
     assert received == [None]
+
+
+def test_a_job_that_fails_is_one_line_with_the_reason(
+    served: Served, worker: FakeWorker, tmp_path: Path
+) -> None:
+    process = start(served, tmp_path, "a koala")
+    job_id = worker.take()
+    worker.fail(job_id)
+    out, error = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert error == f"koala: Job {job_id} gave no image: It does not fit.\n"
+    assert out == ""
+
+
+def test_a_batch_keeps_several_jobs_at_the_server_but_not_all(
+    served: Served, worker: FakeWorker, tmp_path: Path
+) -> None:
+    (tmp_path / "prompts.txt").write_text("a koala\n" * 12)
+    process = start(served, tmp_path, "--batch", "prompts.txt")
+    wait_until(lambda: len(worker.waiting()) == 8)
+    worker.finish(worker.take())
+    wait_until(lambda: len(set(worker.waiting())) == 8)
+    with worker.working():
+        out, error = process.communicate(timeout=60)
+    assert process.returncode == 0, error
+    assert out.splitlines()[-1] == "12 of 12 prompts drawn."
+
+
+def test_a_batch_waits_as_long_as_a_full_queue_says(
+    settings: Settings, worker: FakeWorker, tmp_path: Path
+) -> None:
+    (tmp_path / "prompts.txt").write_text("a koala\n" * 4)
+    with serving(settings.model_copy(update={"max_queued": 2})) as served:
+        process = start(served, tmp_path, "--batch", "prompts.txt")
+        refused = 'koala_jobs_submitted_total{outcome="full"}'
+        wait_until(lambda: served.metric(refused) == 2)
+        with worker.working():
+            out, error = process.communicate(timeout=60)
+    assert process.returncode == 0, error
+    assert out.splitlines()[-1] == "4 of 4 prompts drawn."
+
+
+def test_a_batch_ends_early_where_every_prompt_would_fail(
+    settings: Settings, tmp_path: Path
+) -> None:
+    (tmp_path / "prompts.txt").write_text("a koala\n" * 12)
+    with asking(settings) as served:
+        process = start(served, tmp_path, "--batch", "prompts.txt")
+        out, error = process.communicate(timeout=60)
+    assert process.returncode == 1
+    [line] = error.splitlines()
+    assert "Give yours with --api-key" in line
+    assert out.splitlines()[-1] == "0 of 12 prompts drawn, 8 failed, 4 not tried."
+
+
+def test_a_server_that_does_not_come_back_is_given_up(
+    served: Served, worker: FakeWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(patience, "_PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr(patience, "_PAUSE_SECONDS", 0.1)
+
+    async def follow(proxy: Proxy) -> str:
+        async with Client(proxy.base_url) as client:
+            job_id = await client.enqueue({"prompt": "a koala"})
+            async for event in client.follow(job_id):
+                assert event["type"] in ("queued", "position")
+                # Joins threads.
+                await asyncio.to_thread(proxy.close)
+            return job_id
+
+    with between(served.base_url) as proxy, pytest.raises(ServerError) as lost:
+        asyncio.run(follow(proxy))
+    [job_id] = worker.waiting()
+    assert str(lost.value).startswith(f"{proxy.base_url} was lost and does not come back: ")
+    assert str(lost.value).endswith(f"The job {job_id} goes on.")

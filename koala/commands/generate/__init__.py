@@ -1,0 +1,1 @@
+"""``koala generate``: prompts become files, watched on their way."""

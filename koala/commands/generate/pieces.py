@@ -1,0 +1,122 @@
+"""What there is to draw: a prompt or a file of them, and the files that the images go into."""
+
+import re
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+_FORMATS: Final = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
+
+
+class UsageError(Exception):
+    """An argument cannot be meant; the message names it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One request.
+
+    Args:
+        label: What it is called in front of the person who waits.
+        request: The body.
+        path: The file of its first image.
+    """
+
+    label: str
+    request: dict[str, Any]
+    path: Path
+
+    def paths(self, count: int) -> list[Path]:
+        """The files of ``count`` images: the second one gets ``-2`` and so on."""
+        numbered = (f"{self.path.stem}-{i + 1}" if i else self.path.stem for i in range(count))
+        return [self.path.with_stem(stem) for stem in numbered]
+
+
+def collect(
+    prompt: str | None, batch: str | None, request: dict[str, Any], output: Path | None
+) -> list[Piece]:
+    """What the command's arguments ask for.
+
+    Args:
+        prompt: The prompt, or
+        batch: the file of prompts.
+        request: What all of them share.
+        output: Where the images go: a file, or a folder for a batch.
+
+    Raises:
+        UsageError: The arguments cannot be meant.
+    """
+    if batch is not None:
+        if prompt is not None:
+            raise UsageError("Give either a prompt or --batch, not both.")
+        return _batch(batch, request, output)
+    if prompt is None:
+        raise UsageError("Give a prompt, or a file of them with --batch.")
+    return [_single(prompt, request, output)]
+
+
+def _single(prompt: str, request: dict[str, Any], output: Path | None) -> Piece:
+    """One prompt, drawn into ``output`` or a file named after it."""
+    if output is None:
+        output = Path(f"{_slug(prompt)}.png")
+    elif output.suffix.lower() not in _FORMATS:
+        raise UsageError(
+            f"--output: {output}: the file name must end in one of {', '.join(_FORMATS)}, which "
+            "says the format."
+        )
+    else:
+        request = {**request, "output_format": _FORMATS[output.suffix.lower()]}
+    return Piece(_shortened(prompt), {**request, "prompt": prompt}, output)
+
+
+def _batch(source: str, request: dict[str, Any], folder: Path | None) -> list[Piece]:
+    """The prompts of a file, or of stdin (``-``), one a line; their files are numbered.
+
+    Blank lines and those that begin with ``#`` are left out.
+    """
+    prompts = list(_prompts(_lines(source)))
+    if not prompts:
+        raise UsageError(f"--batch: {source}: there is no prompt in it.")
+    folder = folder or Path()
+    if folder.suffix.lower() in _FORMATS:
+        raise UsageError(f"--output: {folder}: with --batch this is a folder, not an image.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--output: {folder}: {error.strerror}") from None
+    digits = max(2, len(str(len(prompts))))
+    pieces = []
+    for i, prompt in enumerate(prompts):
+        piece = _single(prompt, request, None)
+        number = f"{i + 1:0{digits}}"
+        path = folder / f"{number}-{piece.path.name}"
+        pieces.append(replace(piece, label=f"{number} {piece.label}", path=path))
+    return pieces
+
+
+def _slug(prompt: str) -> str:
+    words = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")
+    return words[:48].strip("-") or "image"
+
+
+def _lines(source: str) -> list[str]:
+    try:
+        if source == "-":
+            return sys.stdin.read().split("\n")
+        return Path(source).read_text(encoding="utf-8-sig").split("\n")
+    except OSError as error:
+        raise UsageError(f"--batch: {source}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"--batch: {source}: it is not text in UTF-8.") from None
+
+
+def _prompts(lines: Iterable[str]) -> Iterator[str]:
+    stripped = (line.strip() for line in lines)
+    return (line for line in stripped if line and not line.startswith("#"))
+
+
+def _shortened(prompt: str) -> str:
+    words = " ".join(prompt.split())
+    return words if len(words) <= 32 else f"{words[:31].rstrip()}…"

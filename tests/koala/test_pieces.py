@@ -1,0 +1,48 @@
+"""What ``koala generate``'s arguments come to."""
+
+from pathlib import Path
+
+import pytest
+
+from koala.commands.generate.pieces import UsageError, collect
+
+
+def test_files_are_numbered_as_wide_as_the_batch_needs(tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("\ufeffa koala\n" + "a banana\n" * 99, encoding="utf-8")
+    pieces = collect(None, str(prompts), {"n": 1}, tmp_path)
+    assert [piece.path.name for piece in (pieces[0], pieces[-1])] == [
+        "001-a-koala.png",
+        "100-a-banana.png",
+    ]
+    assert pieces[0].request == {"n": 1, "prompt": "a koala"}
+
+
+@pytest.mark.parametrize(
+    ("prompt", "batch", "output", "says"),
+    [
+        (None, None, None, "Give a prompt, or a file of them with --batch."),
+        ("a koala", "prompts.txt", None, "Give either a prompt or --batch, not both."),
+        (None, "nowhere.txt", None, "--batch: nowhere.txt: No such file or directory"),
+        (None, "empty.txt", None, "--batch: empty.txt: there is no prompt in it."),
+        (None, "binary.txt", None, "--batch: binary.txt: it is not text in UTF-8."),
+        (None, "prompts.txt", "koala.png", "--output: koala.png: with --batch this is a folder"),
+        (None, "prompts.txt", "prompts.txt", "--output: prompts.txt: File exists"),
+        ("a koala", None, "koala.gif", "--output: koala.gif: the file name must end in one of"),
+    ],
+)
+def test_arguments_that_cannot_be_meant_are_named(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    prompt: str | None,
+    batch: str | None,
+    output: str | None,
+    says: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("prompts.txt").write_text("a koala\n")
+    Path("empty.txt").write_text("# nothing\n\n")
+    Path("binary.txt").write_bytes(b"\xff\xfe\xff")
+    with pytest.raises(UsageError) as refusal:
+        collect(prompt, batch, {}, None if output is None else Path(output))
+    assert str(refusal.value).startswith(says)

@@ -6,6 +6,7 @@ from threading import Event
 
 import httpx
 import pytest
+from httpx_sse import ServerSentEvent, connect_sse
 
 from tests.faults.accounts import check_completed_once, check_nothing_is_left
 from tests.faults.parts import Parts, eventually, parts
@@ -102,6 +103,73 @@ def test_clients_of_a_stopped_gateway_are_told_where_their_jobs_are(service: Par
         lambda: all(service.http.get(f"/v1/jobs/{j}").json()["status"] == "completed" for j in jobs)
     )
     check_completed_once(service, jobs)
+
+
+def test_streams_of_a_stopped_gateway_end_in_words_and_their_jobs_go_on(service: Parts) -> None:
+    body = {"prompt": "a", "num_inference_steps": 150, "n": 10}
+    watched = _Stream(service, "GET", f"/v1/jobs/{service.admit(**body)}/events")
+    streamed = _Stream(service, "POST", "/v1/images/generations", {**body, "stream": True})
+    with ThreadPoolExecutor(2) as pool:
+        reading = [pool.submit(stream.read) for stream in (watched, streamed)]
+        eventually(lambda: watched.job_id and streamed.job_id and "step" in watched.kinds)
+        code = service.stop_gateway()
+        for each in reading:
+            each.result(30)
+
+    assert code == 0
+    assert watched.events[-1].event == "shutdown"
+    assert watched.events[-1].json() == {"type": "shutdown", "job_id": watched.job_id}
+    [told] = streamed.events
+    assert told.event == "error"
+    assert told.json()["error"]["code"] == "shutting_down"
+    assert streamed.job_id in told.json()["error"]["message"]
+
+    service.start_gateway()
+    last_id = watched.events[-2].id
+    resumed = _Stream(service, "GET", f"/v1/jobs/{watched.job_id}/events", last_event_id=last_id)
+    with ThreadPoolExecutor(1) as pool:
+        reading = [pool.submit(resumed.read)]
+        eventually(lambda: "step" in resumed.kinds)
+        for job_id in (watched.job_id, streamed.job_id):
+            assert service.http.post(f"/v1/jobs/{job_id}/cancel").json()["status"] == "cancelled"
+        reading[0].result(30)
+    assert "queued" not in resumed.kinds
+    assert resumed.kinds[-1] == "cancelled"
+
+
+class _Stream:
+    """A client's connection for events, and what came on it."""
+
+    def __init__(
+        self,
+        service: Parts,
+        method: str,
+        path: str,
+        body: object = None,
+        last_event_id: str = "",
+    ) -> None:
+        self._request = (method, service.base_url + path)
+        self._body = body
+        self._headers = {"Last-Event-ID": last_event_id} if last_event_id else {}
+        self.events: list[ServerSentEvent] = []
+        self.job_id = ""
+
+    @property
+    def kinds(self) -> list[str]:
+        """The types of all events so far."""
+        return [event.event for event in self.events]
+
+    def read(self) -> None:
+        """Read up to the end, which must be a proper one."""
+        with (
+            httpx.Client(timeout=60, trust_env=False) as http,
+            connect_sse(http, *self._request, json=self._body, headers=self._headers) as source,
+        ):
+            self.job_id = source.response.headers.get("x-koala-job-id", "")
+            for event in source.iter_sse():
+                if event.data:
+                    self.events.append(event)
+                    self.job_id = self.job_id or event.json()["job_id"]
 
 
 def _waiting(service: Parts) -> int:

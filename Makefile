@@ -10,7 +10,7 @@ INSTALL_CHROMIUM := if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; the
 	apt-get install -y -qq --no-install-recommends chromium >/dev/null; \
 	else $(BIN)/python -m playwright install chromium; fi
 
-.PHONY: run test check bench soak demo-model verify-image verify-s3 clean
+.PHONY: run test check bench soak demo-model pictures verify-image verify-s3 clean
 
 run: $(VENV)/.run
 	$(BIN)/koala up
@@ -31,6 +31,10 @@ bench: $(VENV)/.bench
 MINUTES ?= 15
 soak: $(VENV)/.test
 	$(BIN)/python -m bench.soak --minutes $(MINUTES) --output docs/reliability/soak.json
+
+# Of the playground, for the README.
+pictures: $(VENV)/.test
+	$(BIN)/python -m tests.playground.pictures docs
 
 demo-model: $(VENV)/.test
 	$(BIN)/python -m distill.train

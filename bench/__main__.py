@@ -12,6 +12,7 @@ from rich.table import Table as RichTable
 
 from bench.benchmark import CannotMeasure, run
 from bench.contenders import Contender
+from bench.previews import Way, measure_previews
 from bench.processes import ContenderFailed
 from bench.results import Results
 from bench.rounds import QUICK, Plan
@@ -116,6 +117,38 @@ def overhead(
     _print(Table("Overhead", ("figure", "value"), rows))
     if output is not None:
         output.write_text(figures.model_dump_json(indent=1) + "\n")
+
+
+@app.command()
+def previews(
+    way: Annotated[
+        list[Way] | None, typer.Option(help="How they are drawn; repeatable. Default: all.")
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Alternations of the two sides.")] = 5,
+    seconds: Annotated[float, typer.Option(min=0.5, help="Window of a closed loop.")] = 5.0,
+    count: Annotated[int, typer.Option(min=1, max=20, help="Previews of each image.")] = 8,
+    threads: Annotated[int, typer.Option(min=1, help="Torch threads of the worker.")] = 2,
+) -> None:
+    """Throughput with previews of every image against none, over HTTP."""
+    rows = []
+    try:
+        for each in way or list(Way):
+            cost = measure_previews(each, rounds, seconds, count, threads)
+            rates = (cost.images_per_second, cost.images_per_second_with_previews)
+            spread = (min(cost.throughput_ratios), max(cost.throughput_ratios))
+            rows.append(
+                (
+                    cost.way.value,
+                    *(f"{rate:.2f}" for rate in rates),
+                    f"{cost.throughput_ratio:.3f}",
+                    f"{spread[0]:.3f} to {spread[1]:.3f}",
+                    f"{cost.previews_shown} / {cost.previews_dropped}",
+                )
+            )
+    except ContenderFailed as error:
+        raise _fail(str(error)) from None
+    header = ("drawn", "images/s without", "with", "ratio", "ratios", "shown / dropped")
+    _print(Table("Previews", header, rows))
 
 
 def _fail(message: str) -> typer.Exit:

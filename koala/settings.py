@@ -76,6 +76,11 @@ class Settings(BaseSettings):
         description="Compile the U-Net for the model's native size, at start, for each number of "
         "rows that is measured: about a minute each. On a CPU it needs `g++`.",
     )
+    preview_decoder: Path | None = Field(
+        None,
+        description="Folder of a tiny decoder (TAESD, diffusers' `AutoencoderTiny`) for previews "
+        "of images above 512 px. Unset: a linear map draws them.",
+    )
     torch_threads: int | None = Field(
         None, ge=1, le=256, description="CPU threads of a worker's torch. Unset: all cores."
     )

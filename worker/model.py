@@ -23,6 +23,7 @@ def load(settings: Settings, card: ModelCard) -> ResidentPipeline:
             dtype=settings.dtype,
             scheduler_overrides=card.scheduler_overrides,
             torch_threads=settings.torch_threads,
+            preview_decoder=settings.preview_decoder,
             speed_ups=SpeedUps(
                 channels_last=settings.channels_last,
                 fuse_qkv=settings.fuse_qkv,

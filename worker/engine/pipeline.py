@@ -11,6 +11,7 @@ from worker.engine.loading import ModelLoadError, load_pipeline
 from worker.engine.projection import Projection
 from worker.engine.schedulers import Schedulers
 from worker.engine.speedups import NO_SPEED_UPS, SpeedUps, speed_up
+from worker.engine.tiny import TinyDecoder
 
 
 class ResidentPipeline:
@@ -45,6 +46,7 @@ class ResidentPipeline:
             self._vae.to(torch.float32)
         self._vae_dtype: torch.dtype = self._vae.dtype
         self.projection = _projection(pipeline)
+        self.tiny_decoder: TinyDecoder | None = None
         self._run_unet = speed_up(pipeline, speed_ups)
 
     @classmethod
@@ -57,6 +59,7 @@ class ResidentPipeline:
         scheduler_overrides: dict[str, Any] | None = None,
         torch_threads: int | None = None,
         speed_ups: SpeedUps = NO_SPEED_UPS,
+        preview_decoder: Path | None = None,
     ) -> "ResidentPipeline":
         """Load a diffusers folder or a hub id; safetensors only, and no code from the checkpoint.
 
@@ -68,6 +71,7 @@ class ResidentPipeline:
             scheduler_overrides: Entries that replace those of the checkpoint's scheduler config.
             torch_threads: CPU threads of torch, for the whole process; ``None`` leaves them.
             speed_ups: What to do so that the model runs faster.
+            preview_decoder: A folder with diffusers' ``AutoencoderTiny``, for large previews.
 
         Raises:
             ModelLoadError: It cannot be loaded or sped up; the message says why, in one line.
@@ -75,7 +79,13 @@ class ResidentPipeline:
         if torch_threads is not None:
             torch.set_num_threads(torch_threads)
         pipeline = load_pipeline(model, revision, device, dtype, scheduler_overrides or {})
-        return cls(pipeline, str(model), speed_ups)
+        resident = cls(pipeline, str(model), speed_ups)
+        if preview_decoder is not None:
+            channels = int(pipeline.unet.config.in_channels)
+            resident.tiny_decoder = TinyDecoder.load(
+                preview_decoder, channels, resident.device, resident.dtype
+            )
+        return resident
 
     @property
     def side_multiple(self) -> int:
@@ -90,7 +100,9 @@ class ResidentPipeline:
     def parameter_bytes(self) -> int:
         """Bytes that all weights take on the device."""
         modules = [self._unet, self._vae, *(encoder for _, encoder in self._text_encoders)]
-        return sum(p.numel() * p.element_size() for module in modules for p in module.parameters())
+        parameters = [p for module in modules for p in module.parameters()]
+        own: int = sum(p.numel() * p.element_size() for p in parameters)
+        return own + (self.tiny_decoder.parameter_bytes if self.tiny_decoder else 0)
 
     @property
     def vae_is_half(self) -> bool:

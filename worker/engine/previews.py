@@ -9,8 +9,10 @@ from PIL import Image
 
 from worker.engine.decode import to_images
 from worker.engine.memory import is_fatal
+from worker.engine.pace import Pace
 from worker.engine.pipeline import ResidentPipeline
 from worker.engine.sample import Sample
+from worker.engine.tiny import TinyDecoder
 
 # Of the engine's time, previews by the decoder may take this part.
 _SHARE: Final = 0.02
@@ -30,10 +32,8 @@ class Previewer:
     def __init__(self, pipeline: ResidentPipeline) -> None:
         self._pipeline = pipeline
         self._saved = _MOST_SAVED_SECONDS
-        # Seconds that the decoder takes for one square of latents; the first call, which may have
-        # to warm up, tells nothing.
-        self._pace: float | None = None
-        self._is_warm = False
+        self._vae_pace = Pace()
+        self._tiny_pace = Pace()
 
     def earn(self, seconds: float) -> None:
         """Note that the engine worked for so long."""
@@ -63,37 +63,28 @@ class Previewer:
     def _decoded(self, latents: torch.Tensor) -> list[Image.Image | None]:
         """Images of the first latents, as many as can be paid for; none where others are due."""
         squares = latents.shape[2] * latents.shape[3]
+        decoder: ResidentPipeline | TinyDecoder | None = self._pipeline
+        pace = self._vae_pace
         if squares > _LARGEST_DECODED:
+            decoder, pace = self._pipeline.tiny_decoder, self._tiny_pace
+        if decoder is None or self._saved <= 0:
             return []
-        count = self._affordable(squares, len(latents))
+        count = pace.affordable(self._saved, squares, len(latents))
         if count < len(latents) and (count == 0 or self._pipeline.projection.is_known):
             return []
         began = time.perf_counter()
         try:
-            drawn = to_images(self._pipeline.decode(latents[:count]))
+            drawn = to_images(decoder.decode(latents[:count]))
         except Exception as error:
             if is_fatal(error):
                 raise
             # It may well fail again: the next try has to be earned.
             self._saved = min(self._saved, 0.0)
             return []
-        self._pay(time.perf_counter() - began, squares * count)
+        spent = time.perf_counter() - began
+        self._saved -= spent
+        pace.note(spent, squares * count)
         return [None if isinstance(image, Exception) else image for image in drawn]
-
-    def _affordable(self, squares: int, wanted: int) -> int:
-        if self._saved <= 0:
-            return 0
-        if not self._pace:
-            return wanted
-        return min(wanted, int(self._saved / (self._pace * squares)))
-
-    def _pay(self, seconds: float, squares: int) -> None:
-        self._saved -= seconds
-        if self._is_warm:
-            pace = seconds / squares
-            # One slow call must not look like a slow device.
-            self._pace = pace if self._pace is None else min(pace, 2 * self._pace)
-        self._is_warm = True
 
     def _projected(self, latents: torch.Tensor) -> list[Image.Image]:
         projection = self._pipeline.projection

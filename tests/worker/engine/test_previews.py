@@ -14,6 +14,7 @@ from koala.schedulers import SCHEDULERS
 from tests.worker.engine.support import images, run, sample
 from worker.engine import Engine, Preview, ResidentPipeline
 from worker.engine.conditioning import PromptCache
+from worker.engine.pace import Pace
 from worker.engine.previews import Previewer
 from worker.engine.projection import FILE_NAME, Projection
 from worker.engine.sample import Sample
@@ -186,7 +187,7 @@ def test_one_slow_preview_does_not_look_like_a_slow_device(
     pipeline: ResidentPipeline, decoded: list[int]
 ) -> None:
     previewer = Previewer(pipeline)
-    previewer._is_warm, previewer._pace = True, 0.01 / 64
+    previewer._vae_pace = Pace(0.01 / 64, is_warm=True)
     drawn = predicted(pipeline)
     previewer.draw(drawn)
     previewer.earn(10_000.0)
@@ -199,7 +200,7 @@ def test_without_a_map_the_decoder_shows_as_many_as_it_may(
 ) -> None:
     monkeypatch.setattr(pipeline, "projection", Projection())
     previewer = Previewer(pipeline)
-    previewer._is_warm, previewer._pace = True, 0.2 / 64
+    previewer._vae_pace = Pace(0.2 / 64, is_warm=True)
     drawn = predicted(pipeline, 3)
     assert [shown for shown, _ in previewer.draw(drawn)] == drawn[:2]
     assert decoded == [2]

@@ -73,18 +73,18 @@ def up(
 @app.command()
 def serve(host: Host = None, port: Port = None, model: Model = None) -> None:
     """Run the gateway."""
-    from koala import logs
+    from koala import logs, tracing
     from service.run import run
 
     settings = load_settings(host=host, port=port, model=model)
     logs.configure(settings)
-    raise typer.Exit(run(settings))
+    raise typer.Exit(run(settings, tracing.tracer_provider("koala-gateway", os.environ)))
 
 
 @app.command()
 def work(model: Model = None) -> None:
     """Run one worker."""
-    from koala import logs
+    from koala import logs, tracing
 
     settings = load_settings(model=model)
     logs.configure(settings)
@@ -94,7 +94,7 @@ def work(model: Model = None) -> None:
         from worker.run import run
     except ModuleNotFoundError as error:
         raise missing(error) from None
-    raise typer.Exit(run(settings))
+    raise typer.Exit(run(settings, tracing.tracer_provider("koala-worker", os.environ)))
 
 
 @app.command()

@@ -13,6 +13,7 @@ from uuid import uuid4
 import redis.asyncio
 from rq.job import Job, JobStatus
 from rq.serializers import JSONSerializer
+from rq.utils import as_text, now, utcparse
 
 from koala.cancelling import Cancelled, Cancelling
 from koala.errors import IdempotencyConflict, JobNotFound, QueueFull
@@ -22,8 +23,12 @@ from koala.settings import Settings
 from koala.spec import JobRecord, JobSpec, Progress
 from koala.states import JobState, from_rq
 from koala.submission import Answer, Idempotency, Outcome, Submission
+from koala.trail import NO_TRAIL, Trail
 
 JOB_ID: Final = re.compile(r"job_[0-9a-f]{32}")
+
+# Entries looked at for one with a date: what others put into the list may lack it, and sorts first.
+_UNREADABLE: Final = 8
 
 
 def new_job_id() -> str:
@@ -72,6 +77,7 @@ class JobQueue:
         owner_limit: int | None = None,
         idempotency: Idempotency | None = None,
         kept: bool = False,
+        trail: Trail = NO_TRAIL,
     ) -> Submitted:
         """Admit a job: behind its owner's other ones, and behind those of higher priority.
 
@@ -82,12 +88,13 @@ class JobQueue:
             idempotency: A client's key: who comes again with it gets the job of the first time.
             kept: The job is to go on when the client that sent it hangs up; a job with an
                 ``idempotency`` does so anyway.
+            trail: What the worker's log lines and spans are to share with the request's.
 
         Raises:
             QueueFull: As many jobs are waiting as may, in all or of this owner.
             IdempotencyConflict: The key stands for another body.
         """
-        job = self._build(spec, job_id or new_job_id())
+        job = self._build(spec, job_id or new_job_id(), trail)
         answer = await self._submission.admit(
             job, spec, owner_limit=owner_limit, idempotency=idempotency, kept=kept
         )
@@ -203,6 +210,19 @@ class JobQueue:
         """How many jobs are waiting."""
         return int(await self._redis.llen(self.keys.pending))
 
+    async def oldest_seconds(self) -> float:
+        """How long the job has waited that waits longest, in seconds; 0 where none waits."""
+        # By the server: who is next says nothing of age, and the whole queue may be long.
+        created = self.keys.job("*->created_at")
+        oldest = cast(
+            list[bytes | None],
+            await self._redis.sort(
+                self.keys.pending, start=0, num=_UNREADABLE, by=created, get=[created], alpha=True
+            ),
+        )
+        times = [utcparse(as_text(time)) for time in oldest if time is not None]
+        return max(0.0, (now() - times[0]).total_seconds()) if times else 0.0
+
     async def ping(self) -> None:
         """Check that Redis answers.
 
@@ -239,7 +259,7 @@ class JobQueue:
             waiting=answer.count,
         )
 
-    def _build(self, spec: JobSpec, job_id: str) -> Job:
+    def _build(self, spec: JobSpec, job_id: str, trail: Trail) -> Job:
         job = Job.create(
             func=GENERATE,
             kwargs={"spec": spec.model_dump(mode="json")},
@@ -252,6 +272,7 @@ class JobQueue:
             failure_ttl=self._settings.result_ttl,
             origin=self._settings.queue,
             status=JobStatus.QUEUED,
+            meta=trail.meta,
             serializer=JSONSerializer,
         )
         job.enqueued_at = job.created_at

@@ -7,6 +7,8 @@ from typing import Final
 
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
+from opentelemetry.trace import TracerProvider
+from starlette.types import Scope
 
 from koala import __version__
 from koala.settings import Settings
@@ -15,7 +17,7 @@ from service.answer_headers import AnswerHeaders
 from service.body_limit import BodyLimit
 from service.gateway import Gateway
 from service.header_limit import HeaderLimit
-from service.observe import Observe
+from service.observe import QUIET_ROUTES, Observe
 from service.routes import admin, docs, generations, health, home, images, jobs, models
 from service.webhooks.courier import Courier
 from service.webhooks.message import image_generation_ended
@@ -29,12 +31,17 @@ _EXPOSED_HEADERS: Final = (
 )  # fmt: skip
 
 
-def create_app(settings: Settings, webhook_pace: Pace | None = None) -> FastAPI:
+def create_app(
+    settings: Settings,
+    webhook_pace: Pace | None = None,
+    tracer_provider: TracerProvider | None = None,
+) -> FastAPI:
     """The application; it connects to Redis when it is started, and starts without Redis too.
 
     Args:
         settings: The configuration.
         webhook_pace: When webhooks are tried again, if not as usual.
+        tracer_provider: Makes a span of each request; without one nothing is traced.
 
     Raises:
         ModelNotFound: ``settings.model`` is no model.
@@ -68,6 +75,16 @@ def create_app(settings: Settings, webhook_pace: Pace | None = None) -> FastAPI:
             "4XX": {"model": errors.ErrorBody, "description": "The request is at fault."},
             "5XX": {"model": errors.ErrorBody, "description": "The server is at fault."},
         },
+        telemetry={
+            "tracing": tracer_provider is not None,
+            "tracer_provider": tracer_provider,
+            "operation_spans": False,
+            "exclude": _is_quiet,
+            # Metrics and logs have ways of their own.
+            "metrics": False,
+            "logs": False,
+            "auto_configure": False,
+        },
     )
     app.state.gateway = gateway
     errors.install(app)
@@ -96,3 +113,7 @@ def create_app(settings: Settings, webhook_pace: Pace | None = None) -> FastAPI:
     )(image_generation_ended)
     openapi.install(app, gateway.card, settings)
     return app
+
+
+def _is_quiet(scope: Scope) -> bool:
+    return scope["path"] in QUIET_ROUTES

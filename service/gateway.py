@@ -10,6 +10,7 @@ from fastapi import Depends, Request
 from koala.catalogue import ModelCard, resolve
 from koala.connections import connect_async
 from koala.keyfile import KeyFileError
+from koala.metered_store import MeteredStore
 from koala.queue import JobQueue
 from koala.settings import Settings
 from koala.store import ImageStore
@@ -60,12 +61,13 @@ class Gateway:
             BadSetting: The URL of Redis or of the image store leads nowhere, or the API keys
                 cannot be read.
         """
+        metrics = Metrics()
         try:
             connection = connect_async(settings)
         except ValueError as error:
             raise BadSetting(f"KOALA_REDIS_URL: {error}.") from None
         try:
-            store = ImageStore(settings.resolved_image_store)
+            store = MeteredStore(settings.resolved_image_store, metrics.store)
         except (ValueError, ImportError) as error:
             raise BadSetting(f"KOALA_IMAGE_STORE: {error}.") from None
         queue = JobQueue(connection, settings)

@@ -2,9 +2,11 @@
 
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import Counter, Gauge, Histogram
 
 from koala.cancelling import Cancelled
+from koala.metered_store import StoreMetrics
+from koala.registry import new_registry
 
 _REQUEST_BUCKETS: Final = (
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300,
@@ -17,7 +19,8 @@ class Metrics:
     """The gateway's metrics."""
 
     def __init__(self) -> None:
-        self.registry = CollectorRegistry()
+        self.registry = new_registry()
+        self.store = StoreMetrics(self.registry)
         self.requests = Counter(
             "koala_http_requests",
             "HTTP requests by route template and status; 499: the client hung up.",
@@ -71,8 +74,18 @@ class Metrics:
         self.queue_depth = Gauge(
             "koala_queue_depth", "Jobs that wait for a worker.", registry=self.registry
         )
+        self.queue_oldest_seconds = Gauge(
+            "koala_queue_oldest_seconds",
+            "Age of the job that has waited longest; 0 where none waits.",
+            registry=self.registry,
+        )
         self.workers_alive = Gauge(
             "koala_workers_alive", "Live workers of this queue.", registry=self.registry
+        )
+        self.workers_ready = Gauge(
+            "koala_workers_ready",
+            "Live workers that serve this gateway's model.",
+            registry=self.registry,
         )
         self.eta_error_ratio = Histogram(
             "koala_eta_error_ratio",

@@ -1,6 +1,5 @@
 """Around every request: an id, one log line, metrics, and an answer when all else fails."""
 
-import re
 import time
 from typing import Final
 from uuid import uuid4
@@ -10,15 +9,15 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from koala.errors import KoalaError
+from koala.trail import CURRENT, REQUEST_ID, Trail
 from service.errors import error_response
 from service.metrics import Metrics
 
 log = structlog.get_logger()
 
 _METHODS = frozenset({"GET", "HEAD", "POST"})
-_SANE_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 # Asked for every few seconds by machines.
-_QUIET_ROUTES: Final = frozenset({"/healthz", "/readyz", "/metrics"})
+QUIET_ROUTES: Final = frozenset({"/healthz", "/readyz", "/metrics"})
 
 
 class Observe:
@@ -34,7 +33,9 @@ class Observe:
             await self._app(scope, receive, send)
             return
         began = time.perf_counter()
-        request_id = _request_id(scope)
+        headers = Headers(scope=scope)
+        request_id = _request_id(headers)
+        trail = Trail.of_request(request_id, headers)
         status = 0
 
         async def tagged(message: Message) -> None:
@@ -44,7 +45,8 @@ class Observe:
                 MutableHeaders(scope=message)["x-request-id"] = request_id
             await send(message)
 
-        with structlog.contextvars.bound_contextvars(request_id=request_id):
+        CURRENT.set(trail)
+        with structlog.contextvars.bound_contextvars(**trail.ids):
             try:
                 await self._app(scope, receive, tagged)
             except Exception:
@@ -65,7 +67,7 @@ class Observe:
         method = scope["method"] if scope["method"] in _METHODS else "any"
         self._metrics.requests.labels(method, route, status).inc()
         self._metrics.request_seconds.labels(method, route).observe(seconds)
-        write = log.debug if route in _QUIET_ROUTES else log.info
+        write = log.debug if route in QUIET_ROUTES else log.info
         write(
             "request",
             method=scope["method"],
@@ -75,6 +77,6 @@ class Observe:
         )
 
 
-def _request_id(scope: Scope) -> str:
-    given = Headers(scope=scope).get("x-request-id", "")
-    return given if _SANE_ID.fullmatch(given) else f"req_{uuid4().hex}"
+def _request_id(headers: Headers) -> str:
+    given = headers.get("x-request-id", "")
+    return given if REQUEST_ID.fullmatch(given) else f"req_{uuid4().hex}"

@@ -9,6 +9,7 @@ from types import FrameType
 
 import structlog
 import uvicorn
+from opentelemetry.trace import TracerProvider
 
 from koala.errors import ModelNotFound
 from koala.settings import Settings
@@ -44,7 +45,7 @@ class _Server(uvicorn.Server):
             dismissal.cancel()
 
 
-def run(settings: Settings) -> int:
+def run(settings: Settings, tracer_provider: TracerProvider | None = None) -> int:
     """Serve until SIGINT or SIGTERM; the exit code.
 
     What a restart cannot cure (a taken port, an open address, an unknown model) is one line on
@@ -53,7 +54,7 @@ def run(settings: Settings) -> int:
     if settings.exposure is not None:
         return _fail(settings.exposure)
     try:
-        app = create_app(settings)
+        app = create_app(settings, tracer_provider=tracer_provider)
     except (ModelNotFound, BadSetting) as error:
         return _fail(str(error))
     try:

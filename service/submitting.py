@@ -12,6 +12,7 @@ from koala.errors import InvalidRequest, QueueFull
 from koala.queue import Submitted
 from koala.spec import JobSpec
 from koala.submission import Idempotency
+from koala.trail import CURRENT
 from service.auth import Principal
 from service.gateway import Gateway
 from service.requests import GenerationRequest
@@ -71,6 +72,7 @@ async def submit(
             owner_limit=_owner_limit(gateway, principal),
             idempotency=idempotency,
             kept=kept,
+            trail=CURRENT.get(),
         )
     except QueueFull as full:
         submitted_jobs.labels("full").inc()
@@ -83,6 +85,8 @@ async def submit(
     submitted_jobs.labels("admitted" if submitted.is_new else "known").inc()
     if submitted.is_new:
         gateway.ledger.begin(submitted.record)
+    # For the request's own log line.
+    structlog.contextvars.bind_contextvars(job_id=submitted.record.id)
     return submitted
 
 

@@ -163,6 +163,7 @@ class Admission:
             spec=spec,
             timeout=self._timeout(job),
             text_tokens=sum(counts),
+            truncated_tokens=sum(max(0, count - most) for count in counts),
             warnings=[
                 f"The {name} has {count} tokens; the model reads the first {most}."
                 for name, count in zip(names, counts, strict=True)

@@ -8,6 +8,7 @@ from rq.job import JobStatus
 
 from koala.events import EventType, JobEvent
 from koala.spec import ImageRef, JobError, JobResult, JobSpec, Usage
+from koala.trail import Trail
 from worker.engine import SampleRequest
 from worker.fencing import FencedJob
 
@@ -57,7 +58,9 @@ class Flight:
 
     ``outcome`` is set once the job's end is decided; until the end is written down, the lease is
     still kept. ``timeout`` is in seconds since the claim. ``in_engine`` holds the indexes of the
-    images that the engine still draws, ``drawn_at`` is when the last one came out of it.
+    images that the engine still draws. ``truncated_tokens`` of ``text_tokens`` are beyond what the
+    model reads. Of the times, which are ``time.monotonic()``'s, ``began_at`` is when its first step
+    began; ``denoised_at`` and ``decoded_at`` are of the last of its images.
     """
 
     job: FencedJob
@@ -66,9 +69,11 @@ class Flight:
     timeout: float
     text_tokens: int
     warnings: list[str]
+    truncated_tokens: int = 0
     admitted_at: float = field(default_factory=time.monotonic)
+    began_at: float | None = None
     denoised_at: float | None = None
-    drawn_at: float | None = None
+    decoded_at: float | None = None
     outcome: Outcome | None = None
     steps: list[int] = field(init=False)
     images: list[ImageRef | None] = field(init=False)
@@ -85,6 +90,11 @@ class Flight:
     def id(self) -> str:
         """The job's id."""
         return self.job.id
+
+    @property
+    def trail(self) -> Trail:
+        """What ties the job to its request."""
+        return Trail.of_meta(self.job.meta)
 
     @property
     def token(self) -> str:
@@ -110,11 +120,18 @@ class Flight:
         """Images not stored yet."""
         return self.images.count(None)
 
-    def advance(self, index: int, step: int) -> None:
-        """Note that image ``index`` has done ``step`` steps."""
+    def advance(self, index: int, step: int, seconds: float) -> None:
+        """Note that image ``index`` has done ``step`` steps, the last of them in ``seconds``."""
         self.steps[index] = step
+        if self.began_at is None:
+            self.began_at = time.monotonic() - seconds
         if self.denoised_at is None and min(self.steps) >= self.spec.num_inference_steps:
             self.denoised_at = time.monotonic()
+
+    def decode(self) -> None:
+        """Note that an image is drawn that ``in_engine`` no longer has."""
+        if not self.in_engine:
+            self.decoded_at = time.monotonic()
 
     def store(self, index: int, image: ImageRef) -> None:
         """Note that an image is stored; with the last one the outcome is there."""

@@ -6,6 +6,7 @@ from queue import Empty, SimpleQueue
 from typing import Any, Final, TypeVar, cast
 
 import structlog
+from opentelemetry.trace import TracerProvider
 from redis import Redis
 from rq.job import Job
 from rq.queue import Queue
@@ -27,6 +28,7 @@ from worker.landing import Landing
 from worker.leases import Leases, Scripts
 from worker.metrics import WorkerMetrics
 from worker.reaper import Reaper
+from worker.report import Report
 from worker.showing import Showing
 from worker.steady import SteadyWorker
 from worker.strays import Strays
@@ -60,6 +62,7 @@ class InflightWorker(SteadyWorker):
         vram: Looks at the memory of the device, from any thread.
         metrics: Where to count.
         name: The worker's name; unique.
+        tracer_provider: Makes spans of the jobs; without one nothing is traced.
     """
 
     def __init__(
@@ -74,6 +77,7 @@ class InflightWorker(SteadyWorker):
         metrics: WorkerMetrics,
         name: str,
         vram: Callable[[], Vram | None] = lambda: None,
+        tracer_provider: TracerProvider | None = None,
     ) -> None:
         scripts = Scripts(connection, settings)
         super().__init__(
@@ -96,7 +100,7 @@ class InflightWorker(SteadyWorker):
         self._lost: SimpleQueue[tuple[str, str]] = SimpleQueue()
         self._leases = Leases(scripts, settings)
         self._strays = Strays(self._leases, metrics)
-        self._landing = Landing(self, metrics)
+        self._landing = Landing(self, metrics, Report(name, metrics, tracer_provider))
         admission = Admission(self, self._leases, self._strays, settings, model)
         self._boarding = Boarding(self.link, admission, self._landing, self._strays)
         self._showing = Showing(self, metrics)
@@ -177,8 +181,9 @@ class InflightWorker(SteadyWorker):
             return
         began = time.perf_counter()
         events = self._engine.step()
+        seconds = time.perf_counter() - began
         self._account.note_step(began)
-        self._measure()
+        self._metrics.count_tick(self._engine.last_tick, self._engine)
         heard = [(event, self._flight_of(event.key)) for event in events]
         # First of all, what the engine is done with: it must not be asked to remove that.
         for event, flight in heard:
@@ -186,18 +191,19 @@ class InflightWorker(SteadyWorker):
                 flight.in_engine.discard(event.key.index)
         for event, flight in heard:
             if flight is not None and flight.outcome is None:
-                self._heed(event, flight)
+                self._heed(event, flight, seconds)
         self._herald.note([event.key.job_id for event in events if isinstance(event, Progress)])
         self._herald.tell(self._flights)
 
-    def _heed(self, event: EngineEvent, flight: Flight) -> None:
+    def _heed(self, event: EngineEvent, flight: Flight, seconds: float) -> None:
         match event:
             case Progress(step=step):
-                flight.advance(event.key.index, step)
+                flight.advance(event.key.index, step, seconds)
+                self._metrics.steps.inc()
             case Preview(step=step, image=image):
                 self._showing.show(flight, event.key.index, step, image)
             case Finished(image=image):
-                flight.drawn_at = time.monotonic()
+                flight.decode()
                 self._gallery.take(flight, event.key.index, image)
             case Failed(error=error):
                 log.error("a sample failed", job_id=flight.id, exc_info=error)
@@ -226,7 +232,7 @@ class InflightWorker(SteadyWorker):
             with self.link.attempt():
                 try:
                     end.result()
-                    self._rates.landed(flight.drawn_at)
+                    self._rates.landed(flight.decoded_at)
                     self._forget(flight)
                 except LeaseLost:
                     self._forget_lost(flight)
@@ -281,6 +287,7 @@ class InflightWorker(SteadyWorker):
             self._decide(flight, Outcome.failed("invalid_job", f"Not to be drawn: {error}."))
         waited = (flight.execution.created_at - flight.job.created_at).total_seconds()
         self._metrics.queue_wait_seconds.observe(max(0.0, waited))
+        self._metrics.count_tokens(flight)
         self._metrics.jobs_running.set(len(self._flights))
 
     # In flight
@@ -288,17 +295,6 @@ class InflightWorker(SteadyWorker):
     def _flight_of(self, key: ImageKey) -> Flight | None:
         flight = self._flights.get(key.job_id)
         return flight if flight is not None and flight.token == key.run else None
-
-    def _measure(self) -> None:
-        tick = self._engine.last_tick
-        if tick.rows:
-            self._metrics.unet_step_seconds.observe(tick.unet_seconds)
-            self._metrics.batch_rows.observe(tick.rows)
-        if tick.decoded:
-            self._metrics.decode_seconds.observe(tick.decode_seconds)
-        self._metrics.count_troubles(tick)
-        self._metrics.samples_in_flight.set(self._engine.in_flight)
-        self._metrics.samples_waiting.set(self._engine.waiting)
 
     # Out of flight
 

@@ -1,16 +1,15 @@
-"""Landing: writes down how a job ended, once, and counts it."""
+"""Landing: writes down how a job ended, once, and lets it be told."""
 
-import time
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
 import structlog
 from rq.executions import Execution
-from rq.job import JobStatus
 
 from worker.fencing import AlreadyEnded, FencedJob, FencedWorker, LeaseLost
 from worker.flight import Flight, Outcome
 from worker.metrics import WorkerMetrics
+from worker.report import Report
 
 log = structlog.get_logger()
 
@@ -20,12 +19,14 @@ class Landing:
 
     Args:
         worker: In whose name.
-        metrics: Where ends are counted.
+        metrics: Where lost leases are counted.
+        report: Tells of ends.
     """
 
-    def __init__(self, worker: FencedWorker, metrics: WorkerMetrics) -> None:
+    def __init__(self, worker: FencedWorker, metrics: WorkerMetrics, report: Report) -> None:
         self._worker = worker
         self._metrics = metrics
+        self._report = report
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="landing")
         self._pending: dict[Flight, Future[None]] = {}
 
@@ -64,17 +65,7 @@ class Landing:
                 self._worker.fail(job, execution, outcome.reason, outcome.status)
         except AlreadyEnded:
             log.info("a job had ended already", job_id=job.id)
-        self._count(outcome)
-        seconds = time.monotonic() - flight.admitted_at
-        if outcome.status == JobStatus.FINISHED:
-            self._metrics.job_seconds.observe(seconds)
-        log.info(
-            "a job ended",
-            job_id=job.id,
-            status=outcome.status.value,
-            code=outcome.code or None,
-            seconds=round(seconds, 3),
-        )
+        self._report.ended(flight, outcome)
 
     def refuse(self, job: FencedJob, execution: Execution, reason: str) -> None:
         """Fail a claimed job that is none of ours; nothing it asks for at its end is done.
@@ -93,9 +84,6 @@ class Landing:
         except AlreadyEnded:
             log.info("a job had ended already", job_id=job.id)
         else:
-            self._count(outcome)
+            self._report.count(outcome)
         finally:
             self._worker.executions.pop(execution.id, None)
-
-    def _count(self, outcome: Outcome) -> None:
-        self._metrics.jobs_finished.labels(outcome.status.value, outcome.code).inc()

@@ -1,16 +1,41 @@
 """Prometheus metrics of one worker."""
 
-from collections.abc import Callable
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+import torch
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 
+from koala.metered_store import StoreMetrics
+from koala.registry import new_registry
 from worker.engine import Engine, Tick
 from worker.engine_metrics import EngineCollector
+from worker.flight import Flight
+from worker.nvml_metrics import nvml_collector
+from worker.vram_metrics import VramCollector
 
 _STEP_BUCKETS: Final = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60)
 _JOB_BUCKETS: Final = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320, 640)
 _ROW_BUCKETS: Final = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 128)
+_FILL_BUCKETS: Final = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1)
+# Fine enough for a heat map: four to a factor of ten.
+_LATENCY_BUCKETS: Final = (
+    0.1, 0.18, 0.32, 0.56, 1, 1.8, 3.2, 5.6, 10, 18, 32, 56, 100, 180, 320, 560, 1000, 1800,
+)  # fmt: skip
+
+# What a job can end in, by RQ's status and our code. With each series there from the start, the
+# first end of its kind is an increase.
+_ENDS: Final = (
+    ("finished", ""),
+    ("stopped", ""),
+    ("failed", "deadline_exceeded"),
+    ("failed", "does_not_fit"),
+    ("failed", "generation_failed"),
+    ("failed", "image_store_error"),
+    ("failed", "invalid_job"),
+    ("failed", "timeout"),
+    ("failed", "worker_died"),
+)
+_REQUEUE_REASONS: Final = ("drained", "never_claimed", "runs_alone", "worker_died")
 
 
 class WorkerMetrics:
@@ -21,7 +46,8 @@ class WorkerMetrics:
     """
 
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
-        self.registry = registry or CollectorRegistry()
+        self.registry = registry or new_registry()
+        self.store = StoreMetrics(self.registry)
         self.jobs_running = self._gauge("koala_jobs_running", "Jobs in flight.")
         self.samples_in_flight = self._gauge("koala_samples_in_flight", "Images being drawn.")
         self.samples_waiting = self._gauge(
@@ -49,6 +75,13 @@ class WorkerMetrics:
         self.leases_lost = self._counter(
             "koala_leases_lost", "Jobs dropped because somebody else has them by now."
         )
+        self.steps = self._counter("koala_steps", "Denoising steps done, of each image for itself.")
+        self.prompt_tokens = self._counter(
+            "koala_prompt_tokens", "Tokens of prompts and negative prompts."
+        )
+        self.prompt_tokens_truncated = self._counter(
+            "koala_prompt_tokens_truncated", "Of these, tokens beyond what the model reads."
+        )
         self.unet_step_seconds = self._histogram(
             "koala_unet_step_seconds", "One step of all rows through the U-Net.", _STEP_BUCKETS
         )
@@ -57,6 +90,11 @@ class WorkerMetrics:
         )
         self.batch_rows = self._histogram(
             "koala_batch_rows", "Rows of one U-Net call.", _ROW_BUCKETS
+        )
+        self.batch_fill_ratio = self._histogram(
+            "koala_batch_fill_ratio",
+            "Rows of one U-Net call as a share of the most that it may have, 0 to 1.",
+            _FILL_BUCKETS,
         )
         self.out_of_memory = self._counter(
             "koala_out_of_memory", "Calls that ran out of memory; the batch goes on, smaller."
@@ -73,12 +111,40 @@ class WorkerMetrics:
         self.job_seconds = self._histogram(
             "koala_job_seconds", "From claim to end, of completed jobs.", _JOB_BUCKETS
         )
+        self.job_latency_seconds = self._histogram(
+            "koala_job_latency_seconds",
+            "From enqueueing to end, of completed jobs.",
+            _LATENCY_BUCKETS,
+        )
+        for end in _ENDS:
+            self.jobs_finished.labels(*end)
+        for reason in _REQUEUE_REASONS:
+            self.jobs_requeued.labels(reason)
+        for outcome in ("shown", "dropped"):
+            self.previews.labels(outcome)
+        for output_format in ("png", "jpeg", "webp"):
+            self.images.labels(output_format)
 
-    def count_troubles(self, tick: Tick) -> None:
-        """Count what went wrong in a tick of the engine and was got over."""
+    def count_tick(self, tick: Tick, engine: Engine) -> None:
+        """Count what the engine did in its last tick, and what it has in hand now."""
+        if tick.rows:
+            self.unet_step_seconds.observe(tick.unet_seconds)
+            self.batch_rows.observe(tick.rows)
+        if tick.size is not None:
+            # A sample with guidance that is alone takes two rows also where one is the cap.
+            self.batch_fill_ratio.observe(min(1.0, tick.rows / engine.capacity.cap(tick.size)))
+        if tick.decoded:
+            self.decode_seconds.observe(tick.decode_seconds)
         self.out_of_memory.inc(tick.out_of_memory)
         self.samples_put_back.inc(tick.put_back)
         self.vae_upcasts.inc(tick.upcasts)
+        self.samples_in_flight.set(engine.in_flight)
+        self.samples_waiting.set(engine.waiting)
+
+    def count_tokens(self, flight: Flight) -> None:
+        """Count the tokens of a job's prompts."""
+        self.prompt_tokens.inc(flight.text_tokens)
+        self.prompt_tokens_truncated.inc(flight.truncated_tokens)
 
     def watch_engine(self, engine: Engine, weights: int) -> None:
         """Add what the engine measured and the memory it takes, read when somebody scrapes.
@@ -89,12 +155,20 @@ class WorkerMetrics:
         """
         self.registry.register(EngineCollector(engine, weights))
 
-    def watch_vram(self, allocated: Callable[[], float], reserved: Callable[[], float]) -> None:
-        """Add gauges of the accelerator's memory, read when somebody scrapes."""
-        gauge = self._gauge("koala_vram_allocated_bytes", "Memory that live tensors take.")
-        gauge.set_function(allocated)
-        gauge = self._gauge("koala_vram_reserved_bytes", "Memory that torch holds.")
-        gauge.set_function(reserved)
+    def watch_device(self, device: torch.device) -> None:
+        """Add what a CUDA device tells of itself, read when somebody scrapes."""
+        if device.type != "cuda":
+            return
+        self.registry.register(VramCollector(device))
+        uuid = str(torch.cuda.get_device_properties(device).uuid)
+        nvml = nvml_collector(uuid)
+        if nvml is not None:
+            self.registry.register(nvml)
+
+    def introduce(self, worker: str, model: str, device: str, dtype: str) -> None:
+        """Say who is behind these metrics, as ``koala_worker_info``."""
+        info = Info("koala_worker", "The worker and what it runs.", registry=self.registry)
+        info.info({"worker": worker, "model": model, "device": device, "dtype": dtype})
 
     def _gauge(self, name: str, text: str) -> Gauge:
         return Gauge(name, text, registry=self.registry)

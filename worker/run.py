@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 import redis
 import structlog
-import torch
+from opentelemetry.trace import TracerProvider
 from PIL.Image import Image
 from redis.backoff import NoBackoff
 from redis.retry import Retry
@@ -17,6 +17,7 @@ from koala import __version__
 from koala.catalogue import ModelCard, resolve
 from koala.connections import connect
 from koala.errors import ModelNotFound
+from koala.metered_store import MeteredStore
 from koala.settings import Settings
 from koala.store import ImageStore
 from worker.admission import ServedModel
@@ -38,7 +39,7 @@ class CannotStart(Exception):
     """The worker cannot start; the message says why, in one line."""
 
 
-def run(settings: Settings) -> int:
+def run(settings: Settings, tracer_provider: TracerProvider | None = None) -> int:
     """Work until a signal asks to stop; the process's exit code.
 
     An unreachable Redis or a model that cannot be loaded is one line on stderr and exit code 1; a
@@ -46,14 +47,24 @@ def run(settings: Settings) -> int:
     """
     try:
         card = _find(settings)
-        store = _open_store(settings)
+        metrics = WorkerMetrics()
+        store = _open_store(settings, metrics)
         connection = _reach_redis(settings)
         pipeline = load(settings, card)
         engine = Engine(pipeline, capacity=_measure(settings, card, pipeline))
-        metrics = WorkerMetrics()
         endpoint = Endpoint(metrics.registry)
         metrics_url = _serve(endpoint, settings)
-        worker = _build(settings, card, connection, pipeline, engine, store, metrics, metrics_url)
+        worker = _build(
+            settings,
+            card,
+            connection,
+            pipeline,
+            engine,
+            store,
+            metrics,
+            metrics_url,
+            tracer_provider,
+        )
         endpoint.watch(lambda: worker.trouble)
         log.info("ready", worker=worker.name, model=card.id, metrics=metrics_url)
         worker.work()
@@ -74,9 +85,9 @@ def _find(settings: Settings) -> ModelCard:
         raise CannotStart(error.message) from None
 
 
-def _open_store(settings: Settings) -> ImageStore:
+def _open_store(settings: Settings, metrics: WorkerMetrics) -> ImageStore:
     try:
-        return ImageStore(settings.resolved_image_store)
+        return MeteredStore(settings.resolved_image_store, metrics.store)
     except (ValueError, ImportError) as error:
         raise CannotStart(f"KOALA_IMAGE_STORE: {error}.") from None
 
@@ -136,13 +147,13 @@ def _build(
     store: ImageStore,
     metrics: WorkerMetrics,
     metrics_url: str,
+    tracer_provider: TracerProvider | None,
 ) -> InflightWorker:
     metrics.watch_engine(engine, pipeline.parameter_bytes)
-    if torch.device(pipeline.device).type == "cuda":
-        metrics.watch_vram(
-            lambda: torch.cuda.memory_allocated(pipeline.device),
-            lambda: torch.cuda.memory_reserved(pipeline.device),
-        )
+    metrics.watch_device(pipeline.device)
+    name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
+    dtype = str(pipeline.dtype).removeprefix("torch.")
+    metrics.introduce(name, card.id, str(pipeline.device), dtype)
 
     def describe(flight: Flight, index: int, image: Image) -> ImageMetadata:
         spec = flight.spec
@@ -173,10 +184,11 @@ def _build(
         ),
         account={
             "device": str(pipeline.device),
-            "dtype": str(pipeline.dtype).removeprefix("torch."),
+            "dtype": dtype,
             "metrics_url": metrics_url,
         },
         metrics=metrics,
-        vram=lambda: vram_of(torch.device(pipeline.device), pipeline.parameter_bytes),
-        name=f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}",
+        vram=lambda: vram_of(pipeline.device, pipeline.parameter_bytes),
+        name=name,
+        tracer_provider=tracer_provider,
     )

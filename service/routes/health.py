@@ -60,15 +60,21 @@ async def metrics(gateway: GatewayDep) -> Response:
 
 
 async def _measure(gateway: Gateway) -> None:
-    up, depth, workers, webhooks = 1.0, math.nan, math.nan, math.nan
+    up, depth, age, webhooks = 1.0, math.nan, math.nan, math.nan
+    alive, ready = math.nan, math.nan
     try:
         depth = await gateway.queue.depth()
-        workers = len(await gateway.fleet.alive())
+        age = await gateway.queue.oldest_seconds()
+        ads = await gateway.fleet.alive()
+        alive = len(ads)
+        ready = sum(ad.model == gateway.card.id for ad in ads)
         webhooks = await gateway.redis.zcard(gateway.queue.keys.outbox)
     except redis.RedisError:
         # A gap in these series is the truth; the gateway's own figures are still worth a scrape.
         up = 0.0
     gateway.metrics.redis_up.set(up)
     gateway.metrics.queue_depth.set(depth)
-    gateway.metrics.workers_alive.set(workers)
+    gateway.metrics.queue_oldest_seconds.set(age)
+    gateway.metrics.workers_alive.set(alive)
+    gateway.metrics.workers_ready.set(ready)
     gateway.metrics.webhooks_waiting.set(webhooks)

@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 import httpx
 import redis
 import uvicorn
+from opentelemetry.trace import TracerProvider
 from PIL import Image
 from rq import Queue
 from rq.job import Job, JobStatus
@@ -50,9 +51,13 @@ class Served:
 
 
 @contextmanager
-def serving(settings: Settings, webhook_pace: Pace | None = None) -> Iterator[Served]:
+def serving(
+    settings: Settings,
+    webhook_pace: Pace | None = None,
+    tracer_provider: TracerProvider | None = None,
+) -> Iterator[Served]:
     """Run a gateway until the context ends."""
-    app = create_app(settings, webhook_pace)
+    app = create_app(settings, webhook_pace, tracer_provider)
     config = uvicorn.Config(
         app, port=0, log_config=None, http="h11", ws="none", timeout_graceful_shutdown=1
     )

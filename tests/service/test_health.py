@@ -1,8 +1,10 @@
 """What machines ask: alive, ready, metrics, models, and the page for people."""
 
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from rq.utils import utcformat
 
 from koala.settings import Settings
 from tests.service.fakes import FakeWorker, Served, serving, wait_until
@@ -49,10 +51,29 @@ def test_metrics_show_the_queue_and_the_workers(served: Served, worker: FakeWork
     assert served.metric("koala_redis_up") == 1
     assert served.metric("koala_queue_depth") == 3
     wait_until(lambda: served.metric("koala_workers_alive") == 1)
+    assert served.metric("koala_workers_ready") == 1
+    worker.advertise(name="other", model="another")
+    wait_until(lambda: served.metric("koala_workers_alive") == 2)
+    assert served.metric("koala_workers_ready") == 1
     assert served.metric('koala_jobs_submitted_total{outcome="admitted"}') == 3
     posts = f'method="POST",route="{GENERATIONS}"'
     assert served.metric(f'koala_http_requests_total{{{posts},status="202"}}') == 3
     assert served.metric(f"koala_http_request_seconds_count{{{posts}}}") == 3
+
+
+def test_the_oldest_waiting_job_is_found_wherever_it_is_in_the_queue(
+    served: Served, worker: FakeWorker
+) -> None:
+    assert served.metric("koala_queue_oldest_seconds") == 0
+    old = datetime.now(UTC) - timedelta(hours=1)
+    for priority in ("low", "normal", "high"):
+        body = {"prompt": "a", "priority": priority}
+        served.http.post(GENERATIONS, json=body, headers={"Prefer": "respond-async"})
+    last = worker.waiting()[-1]
+    worker.redis.hset(worker.keys.job(last), "created_at", utcformat(old))
+    # What others put into the list may be no job at all.
+    worker.redis.rpush(worker.keys.pending, "nobody")
+    assert 3600 <= served.metric("koala_queue_oldest_seconds") < 3700
 
 
 def test_metrics_have_one_series_for_a_route_and_one_for_all_unknown_paths(

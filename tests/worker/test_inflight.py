@@ -202,3 +202,17 @@ def test_metrics_count_what_was_done(rig: Rig) -> None:
     assert value("koala_jobs_running") == 0
     assert value("koala_queue_wait_seconds_count") == 2
     assert value("koala_job_seconds_count") == 1
+    assert value("koala_job_latency_seconds_count") == 1
+    # Two images of ten steps; the broken one failed in its second.
+    assert value("koala_steps_total") == 21
+
+
+def test_tokens_beyond_what_the_model_reads_are_counted(rig: Rig) -> None:
+    rig.submit(prompt="koala " * 80, negative_prompt="blur " * 76)
+    rig.submit(prompt="a koala")
+
+    rig.work()
+
+    value = rig.metrics.registry.get_sample_value
+    assert value("koala_prompt_tokens_total") == 80 + 76 + 2
+    assert value("koala_prompt_tokens_truncated_total") == 5 + 1

@@ -10,7 +10,19 @@ INSTALL_CHROMIUM := if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; the
 	apt-get install -y -qq --no-install-recommends chromium >/dev/null; \
 	else $(BIN)/python -m playwright install chromium; fi
 
-.PHONY: run test check bench soak demo-model pictures verify-image verify-s3 clean
+# Debian's Prometheus scrapes a running service in the tests. Only its two programs are wanted:
+# installing the package would start a server.
+PROMETHEUS := $(BIN)/prometheus
+INSTALL_PROMETHEUS := if command -v apt-get >/dev/null; then \
+	if [ "$$(id -u)" = 0 ]; then apt-get update -qq; fi && \
+	packed=$$(mktemp -d) && (cd $$packed && apt-get download -qq prometheus 2>/dev/null && \
+	dpkg-deb --extract prometheus_*.deb .) && \
+	mv $$packed/usr/bin/prometheus $$packed/usr/bin/promtool $(BIN)/; \
+	status=$$?; rm -rf "$$packed"; exit $$status; \
+	else echo "The tests need prometheus and promtool in the PATH: https://prometheus.io/download" >&2; \
+	exit 1; fi
+
+.PHONY: run test check bench soak demo-model pictures verify-image verify-metrics verify-s3 clean
 
 run: $(VENV)/.run
 	$(BIN)/koala up
@@ -36,6 +48,11 @@ soak: $(VENV)/.test
 pictures: $(VENV)/.test
 	$(BIN)/python -m tests.playground.pictures docs
 
+# The metrics under load: Prometheus scrapes, a worker is killed, the dashboard is drawn.
+SECONDS ?= 90
+verify-metrics: $(VENV)/.test
+	$(BIN)/python -m bench.dashboard --seconds $(SECONDS) --output docs/dashboard.png
+
 demo-model: $(VENV)/.test
 	$(BIN)/python -m distill.train
 
@@ -57,6 +74,7 @@ $(VENV)/.run: $(BIN)/python pyproject.toml constraints.txt
 $(VENV)/.test: $(VENV)/.run
 	$(PIP) install --quiet --constraint constraints.txt --editable '.[worker,embedded,distill,test]'
 	command -v chromium >/dev/null || $(INSTALL_CHROMIUM)
+	command -v promtool >/dev/null || [ -x $(PROMETHEUS) ] || ($(INSTALL_PROMETHEUS))
 	touch $@
 
 $(VENV)/.bench: $(VENV)/.run

@@ -49,7 +49,7 @@ pictures: $(VENV)/.test
 	$(BIN)/python -m tests.playground.pictures docs
 
 # The metrics under load: Prometheus scrapes, a worker is killed, the dashboard is drawn.
-SECONDS ?= 90
+SECONDS ?= 120
 verify-metrics: $(VENV)/.test
 	$(BIN)/python -m bench.dashboard --seconds $(SECONDS) --output docs/dashboard.png
 

@@ -13,13 +13,14 @@ from bench.dashboard.picture import draw
 from bench.dashboard.prometheus import Prometheus, promtool
 from bench.dashboard.stack import Stack
 
-_RATE_INTERVAL: Final = "15s"
+# Longer than a worker takes to start, so that what it does before the first scrape is seen.
+_RATE_INTERVAL: Final = "30s"
 
 
 def main() -> int:
     """Run all checks and write the picture; 1 if anything is wrong."""
     parser = argparse.ArgumentParser(prog="python -m bench.dashboard", description=__doc__)
-    parser.add_argument("--seconds", type=float, default=90, help="How long there is load.")
+    parser.add_argument("--seconds", type=float, default=120, help="How long there is load.")
     parser.add_argument("--output", type=Path, help="Picture of the dashboard to write.")
     options = parser.parse_args()
     for arguments in (

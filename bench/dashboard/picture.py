@@ -2,7 +2,8 @@
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,7 +23,8 @@ _COLUMNS: Final = 24
 _INCHES: Final = (0.75, 0.36)
 _POINTS: Final = 120
 # Legends longer than this hide the picture.
-_MOST_LABELS: Final = 7
+_MOST_LABELS: Final = 12
+_MIB: Final = 2**20
 
 
 def draw(prometheus: Prometheus, start: float, end: float, rate_interval: str, path: Path) -> None:
@@ -36,6 +38,7 @@ def draw(prometheus: Prometheus, start: float, end: float, rate_interval: str, p
         axes = figure.add_subplot(place)
         axes.set_title(panel.title, fontsize=9, loc="left")
         _draw_panel(axes, panel, prometheus, start, end)
+    figure.text(0.5, 0.09, f"seconds; rates over {rate_interval}", ha="center", fontsize=8)
     figure.savefig(path, dpi=70, bbox_inches="tight")
     pyplot.close(figure)
 
@@ -63,15 +66,29 @@ def _draw_panel(axes: Any, panel: Panel, prometheus: Prometheus, start: float, e
 
 
 def _lines(axes: Any, panel: Panel, found: Sequence[tuple[str, Series]], start: float) -> None:
+    scale = _MIB if panel.unit == "bytes" else 1
     for label, series in found:
-        times = [at - start for at, _ in series.points]
-        axes.plot(times, [value for _, value in series.points], linewidth=1, label=label)
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _number(value, panel.unit)))
+        points = list(_with_gaps(series.points))
+        times = [at - start for at, _ in points]
+        axes.plot(times, [value / scale for _, value in points], linewidth=1, label=label)
+    tick = FuncFormatter(lambda value, _: _number(value * scale, panel.unit))
+    axes.yaxis.set_major_formatter(tick)
     axes.set_ylim(bottom=0)
     axes.tick_params(labelsize=7)
     axes.grid(alpha=0.3)
     if len(found) <= _MOST_LABELS:
-        axes.legend(fontsize=6, loc="best", framealpha=0.6)
+        size = 6 if len(found) < 6 else 5
+        axes.legend(fontsize=size, loc="best", framealpha=0.6, labelspacing=0.2)
+
+
+def _with_gaps(points: Sequence[tuple[float, float]]) -> Iterator[tuple[float, float]]:
+    """The points, with one that is not a number wherever there was nothing to scrape."""
+    step = min((b - a for (a, _), (b, _) in pairwise(points)), default=0.0)
+    yield from points[:1]
+    for (before, _), (at, value) in pairwise(points):
+        if at - before > 1.5 * step:
+            yield before + step, math.nan
+        yield at, value
 
 
 def _heat_map(axes: Any, found: Sequence[Series], start: float) -> None:
@@ -88,10 +105,10 @@ def _heat_map(axes: Any, found: Sequence[Series], start: float) -> None:
         origin="lower",
         aspect="auto",
         cmap="Oranges",
+        interpolation="nearest",
         extent=(times[0] - start, times[-1] - start, 0, len(buckets)),
     )
     used = np.flatnonzero(alone.sum(axis=1))
-    axes.set_ylim(used.min(), used.max() + 1)
     axes.set_yticks(range(1, len(buckets) + 1))
     axes.set_yticklabels([f"{float(series.labels['le']):g} s" for series in buckets])
     axes.set_ylim(max(0, used.min() - 1), used.max() + 1)
@@ -109,7 +126,7 @@ def _number(value: float, unit: str) -> str:
         case "s":
             return f"{value:.3g} s" if value >= 1 or not value else f"{1000 * value:.3g} ms"
         case "bytes":
-            return f"{value / 2**20:.4g} MiB"
+            return f"{value / _MIB:.4g} MiB"
         case "ops" | "reqps":
             return f"{value:.3g}/s"
         case _:

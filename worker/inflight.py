@@ -26,6 +26,7 @@ from worker.gallery import Gallery
 from worker.herald import Herald
 from worker.landing import Landing
 from worker.leases import Leases, Scripts
+from worker.loop_clock import LoopClock
 from worker.metrics import WorkerMetrics
 from worker.reaper import Reaper
 from worker.report import Report
@@ -104,6 +105,7 @@ class InflightWorker(SteadyWorker):
         admission = Admission(self, self._leases, self._strays, settings, model)
         self._boarding = Boarding(self.link, admission, self._landing, self._strays)
         self._showing = Showing(self, metrics)
+        self._clock = LoopClock(metrics.loop_seconds)
         self._herald = Herald(self, self.link)
         self._upkeep = Upkeep(
             self,
@@ -127,14 +129,19 @@ class InflightWorker(SteadyWorker):
     def execute_job(self, job: Job, queue: Queue) -> None:
         """Run the job that ended the wait, and whatever joins it, until nothing is in flight."""
         self._boarding.is_closed = False
+        self._clock.start()
         self._take(job)
         while self._flights:
             self._obey()
             self._admit()
+            self._clock.lap("admission")
             self._advance()
+            self._clock.lap("telling")
             self._collect()
             self._land()
+            self._clock.lap("ending")
             self._maintain()
+            self._clock.lap("upkeep")
 
     def _obey(self) -> None:
         """Do what others want: drop what is lost, stop what is stopped, end what takes too long."""
@@ -182,6 +189,7 @@ class InflightWorker(SteadyWorker):
         began = time.perf_counter()
         events = self._engine.step()
         seconds = time.perf_counter() - began
+        self._clock.lap_tick(self._engine.last_tick)
         self._account.note_step(began)
         self._metrics.count_tick(self._engine.last_tick, self._engine)
         heard = [(event, self._flight_of(event.key)) for event in events]

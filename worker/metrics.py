@@ -35,7 +35,7 @@ _ENDS: Final = (
     ("failed", "timeout"),
     ("failed", "worker_died"),
 )
-_REQUEUE_REASONS: Final = ("drained", "never_claimed", "runs_alone", "worker_died")
+_REQUEUE_REASONS: Final = ("drained", "never_claimed", "not_begun", "runs_alone", "worker_died")
 
 
 class WorkerMetrics:
@@ -87,6 +87,12 @@ class WorkerMetrics:
         )
         self.decode_seconds = self._histogram(
             "koala_decode_seconds", "One image through the VAE's decoder.", _STEP_BUCKETS
+        )
+        self.loop_seconds = Counter(
+            "koala_loop_seconds",
+            "Time of the worker's loop with jobs in flight, by what it was spent on.",
+            ["phase"],
+            registry=self.registry,
         )
         self.batch_rows = self._histogram(
             "koala_batch_rows", "Rows of one U-Net call.", _ROW_BUCKETS

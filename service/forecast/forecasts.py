@@ -17,6 +17,8 @@ from service.forecast.situation import Situation
 _FRESH_SECONDS: Final = 0.5
 # Jobs that a look did not show are worth another one, but not one each.
 _NEXT_LOOK_SECONDS: Final = 0.05
+# Of a gateway's time, forecasts may take this part: a long queue takes longer to run ahead.
+_SHARE: Final = 0.05
 
 
 class Forecasts:
@@ -37,6 +39,7 @@ class Forecasts:
         self._queued: set[str] = set()
         # By job id, in seconds from the look; ``None``: to be computed.
         self._ends: dict[str, float] | None = None
+        self._rests_until = float("-inf")
 
     async def eta(self, record: JobRecord) -> float | None:
         """Seconds until an unfinished job ends; ``None``: unknown, or it has ended.
@@ -62,10 +65,10 @@ class Forecasts:
         return None if end is None else max(0.0, end - (time.monotonic() - self._looked_at))
 
     async def _look(self, oldest: float) -> None:
-        if time.monotonic() - self._looked_at <= oldest:
+        if self._has_looked(oldest):
             return
         async with self._looking:
-            if time.monotonic() - self._looked_at <= oldest:
+            if self._has_looked(oldest):
                 # Somebody else looked meanwhile.
                 return
             situation = await self._reader.read(await self._fleet.alive())
@@ -73,15 +76,27 @@ class Forecasts:
             self._situation, self._ends = situation, None
             self._queued = {work.job_id for work in situation.queue}
 
+    def _has_looked(self, oldest: float) -> bool:
+        now = time.monotonic()
+        return now - self._looked_at <= oldest or now < self._rests_until
+
     def _end_of(self, job_id: str) -> float | None:
         if self._ends is None:
+            began = time.monotonic()
             self._ends = forecast(self._situation)
+            now = time.monotonic()
+            self._rests_until = now + (now - began) * (1 / _SHARE - 1)
         return self._ends.get(job_id)
 
     def _insert(self, record: JobRecord) -> None:
         """Put a job into the queue that came after the look."""
         queue = list(self._situation.queue)
         work = self._reader.remember(record.id, record.spec)
-        queue.insert(len(queue) if record.position is None else record.position, work)
+        position = len(queue) if record.position is None else min(record.position, len(queue))
+        queue.insert(position, work)
         self._situation = replace(self._situation, queue=tuple(queue))
-        self._ends = None
+        if self._ends is None or not position or time.monotonic() >= self._rests_until:
+            self._ends = None
+        elif (before := self._ends.get(queue[position - 1].job_id)) is not None:
+            # Until the next look: about when the one before it ends.
+            self._ends[record.id] = before

@@ -42,9 +42,9 @@ def priority_class(priority: Priority) -> int:
 
 
 def cost(spec: JobSpec) -> float:
-    """What a job takes of the device, in U-Net rows of 256x256 pixels, for one step each."""
+    """What a job takes of the device, in rows of 256x256 pixels of U-Net calls."""
     rows = 2 if spec.guidance_scale > 1 else 1
-    return spec.total_steps * rows * spec.width * spec.height / _PIXELS_PER_UNIT
+    return spec.n * spec.unet_calls * rows * spec.width * spec.height / _PIXELS_PER_UNIT
 
 
 def prelude(keys: Keys, event_ttl: int) -> str:

@@ -7,7 +7,7 @@ from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from koala.schedulers import SchedulerName
+from koala.schedulers import SCHEDULERS, SchedulerName
 
 OutputFormat = Literal["png", "jpeg", "webp"]
 ResponseFormat = Literal["url", "b64_json"]
@@ -100,6 +100,12 @@ class JobSpec(_Frozen):
         steps = self.num_inference_steps
         spread = (round(steps * (i + 1) / (self.previews + 1)) for i in range(self.previews))
         return tuple(sorted({step for step in spread if 0 < step < steps}))
+
+    @property
+    def unet_calls(self) -> int:
+        """U-Net calls of each image: some schedulers make two in a step."""
+        per_step = 1 if self.scheduler is None else SCHEDULERS[self.scheduler].calls_per_step
+        return self.num_inference_steps * per_step
 
     @property
     def total_steps(self) -> int:

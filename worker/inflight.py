@@ -282,7 +282,7 @@ class InflightWorker(SteadyWorker):
             # Our lease ran out, the job went round, and here it is again before we noticed.
             self._forget_lost(stale)
         self._flights[flight.id] = flight
-        seconds = flight.spec.num_inference_steps * (self._rates.seconds_per_step or 0.0)
+        seconds = flight.spec.unet_calls * (self._rates.seconds_per_step or 0.0)
         if flight.is_late(seconds):
             message = f"The deadline is too near: the job takes {seconds:.3g} s, and more."
             self._decide(flight, Outcome.failed("deadline_exceeded", message))

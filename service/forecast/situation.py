@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, replace
 
-from koala.schedulers import SCHEDULERS
 from koala.spec import JobSpec
 from service.forecast.pace import Pace, Size
 
@@ -30,13 +29,12 @@ class Work:
     @classmethod
     def of(cls, job_id: str, spec: JobSpec) -> "Work":
         """All of a job."""
-        per_step = 1 if spec.scheduler is None else SCHEDULERS[spec.scheduler].calls_per_step
         return cls(
             job_id=job_id,
             size=(spec.width, spec.height),
             rows=2 if spec.guidance_scale > 1 else 1,
             images=spec.n,
-            calls=spec.num_inference_steps * per_step,
+            calls=spec.unet_calls,
         )
 
     def after(self, share: float, age: float) -> "Work":

@@ -47,6 +47,8 @@ def test_the_cost_of_a_job_is_rows_times_steps_times_pixels() -> None:
     one = cost(spec(width=256, height=256, num_inference_steps=1, guidance_scale=0))
     assert one == 1
     assert cost(spec(width=512, height=256, num_inference_steps=10, guidance_scale=3, n=2)) == 80
+    twice = spec(width=256, height=256, num_inference_steps=1, guidance_scale=0, scheduler="heun")
+    assert cost(twice) == 2 * one
 
 
 def test_an_owner_gains_nothing_by_having_been_away(rig: Rig) -> None:

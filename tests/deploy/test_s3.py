@@ -190,6 +190,8 @@ async def _expire_all(settings: Settings) -> None:
             assert ExpiringImages.decode(member).names
             await connection.zadd(keys.images, {member: 1})
         store = ImageStore(settings.resolved_image_store)
+        # The gateway may have swept just now, and would be left alone with it for a while.
+        await connection.delete(f"{keys.images}:sweep")
         await Retention(connection, keys, store, settings).sweep()
     finally:
         await connection.aclose()

@@ -15,12 +15,23 @@ DEMO_FOLDER: Final = Path(__file__).resolve().parent.parent / "models" / "demo"
 _TRAILING: Final[Mapping[str, Any]] = {"timestep_spacing": "trailing"}
 
 
+class HubSource(BaseModel):
+    """A repository of the hub, and the commit of it that is meant; ``None``: the newest."""
+
+    model_config = ConfigDict(frozen=True)
+
+    repo: str
+    revision: str | None = None
+
+
 class ModelCard(BaseModel):
     """What a model can do and what it does by default.
 
     Sides and pixels are in image pixels. ``quality_steps`` maps OpenAI's ``quality`` to a number
     of denoising steps; ``scheduler_overrides`` replace entries of the checkpoint's own scheduler
-    config.
+    config. ``unet`` is a key of ``koala.architecture.UNETS``; ``fp16_vae`` takes the place of a VAE
+    that overflows in fp16. ``license`` is in words; ``download_bytes`` is what the weights of
+    model and ``fp16_vae`` take, from parameters counted. ``None``: not known.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -41,6 +52,10 @@ class ModelCard(BaseModel):
     max_guidance_scale: float = 30.0
     quality_steps: dict[Quality, int]
     scheduler_overrides: dict[str, Any] = {}
+    license: str | None = None
+    unet: str | None = None
+    fp16_vae: HubSource | None = None
+    download_bytes: int | None = None
 
     def size_error(self, width: int, height: int) -> str | None:
         """Why this model cannot draw ``width`` by ``height`` pixels; ``None`` where it can."""
@@ -53,19 +68,35 @@ class ModelCard(BaseModel):
         return None
 
 
-_LIGHTNING: Final[dict[str, Any]] = {
+# SDXL's VAE, changed by its author's finetuning so that fp16 can hold its activations. MIT.
+_FP16_VAE: Final = HubSource(
+    repo="madebyollin/sdxl-vae-fp16-fix", revision="207b116dae70ace3637169f1ddd2434b91b3a8cd"
+)
+# As LICENSE.md of the authors' repository has it.
+_ETRI: Final[dict[str, Any]] = {
     "owned_by": "etri-vilab",
+    "license": "CreativeML Open RAIL++-M, not for commercial use; that is licensed by ETRI",
+    "scheduler_overrides": _TRAILING,
+    "fp16_vae": _FP16_VAE,
+}
+_700M: Final[dict[str, Any]] = {"unet": "koala-700m", "download_bytes": 3_703_000_000}
+_1B: Final[dict[str, Any]] = {"unet": "koala-1b", "download_bytes": 4_460_000_000}
+_LIGHTNING: Final[dict[str, Any]] = {
+    **_ETRI,
     "steps": 10,
     "guidance_scale": 3.5,
     "quality_steps": {"low": 6, "medium": 10, "high": 16, "xhigh": 20, "max": 30},
-    "scheduler_overrides": _TRAILING,
+}
+_TURBO: Final[dict[str, Any]] = {
+    **_LIGHTNING,
+    "native_side": 512,
+    "max_side": 1024,
+    "max_pixels": 768 * 768,
 }
 _BASE: Final[dict[str, Any]] = {
-    "owned_by": "etri-vilab",
     "steps": 25,
     "guidance_scale": 7.5,
     "quality_steps": {"low": 15, "medium": 25, "high": 35, "xhigh": 50, "max": 75},
-    "scheduler_overrides": _TRAILING,
 }
 
 CATALOGUE: Final[tuple[ModelCard, ...]] = (
@@ -74,6 +105,7 @@ CATALOGUE: Final[tuple[ModelCard, ...]] = (
         source=str(DEMO_FOLDER),
         description="A miniature of KOALA-700M that draws emoji scenes on a CPU.",
         owned_by="koala-serve",
+        license="Apache-2.0",
         native_side=64,
         side_multiple=16,
         min_side=48,
@@ -89,23 +121,53 @@ CATALOGUE: Final[tuple[ModelCard, ...]] = (
         source="etri-vilab/koala-lightning-700m",
         description="KOALA-Lightning with the 783 M U-Net: 1024 px in 10 steps.",
         **_LIGHTNING,
+        **_700M,
     ),
     ModelCard(
         id="koala-lightning-1b",
         source="etri-vilab/koala-lightning-1b",
         description="KOALA-Lightning with the 1,161 M U-Net: 1024 px in 10 steps.",
         **_LIGHTNING,
+        **_1B,
+    ),
+    ModelCard(
+        id="koala-turbo-700m",
+        source="etri-vilab/koala-turbo-700m",
+        description="KOALA-Turbo with the 783 M U-Net: 512 px in 10 steps.",
+        **_TURBO,
+        **_700M,
+    ),
+    ModelCard(
+        id="koala-turbo-1b",
+        source="etri-vilab/koala-turbo-1b",
+        description="KOALA-Turbo with the 1,161 M U-Net: 512 px in 10 steps.",
+        **_TURBO,
+        **_1B,
     ),
     ModelCard(
         id="koala-700m",
         source="etri-vilab/koala-700m",
         description="KOALA base with the 783 M U-Net: 1024 px in 25 steps.",
-        **_BASE,
+        **_ETRI | _BASE,
+        **_700M,
     ),
     ModelCard(
         id="koala-1b",
         source="etri-vilab/koala-1b",
         description="KOALA base with the 1,161 M U-Net: 1024 px in 25 steps.",
+        **_ETRI | _BASE,
+        **_1B,
+    ),
+    ModelCard(
+        id="sdxl",
+        source="stabilityai/stable-diffusion-xl-base-1.0",
+        revision="462165984030d82259a11f4367a4eed129e94a7b",
+        description="SDXL base, which KOALA was distilled from: 1024 px in 25 steps.",
+        owned_by="stabilityai",
+        license="CreativeML Open RAIL++-M",
+        unet="sdxl",
+        fp16_vae=_FP16_VAE,
+        download_bytes=7_273_000_000,
         **_BASE,
     ),
 )
@@ -133,7 +195,8 @@ def resolve(model: str, revision: str | None = None) -> ModelCard:
             source=model,
             revision=revision,
             description="An SDXL-shaped checkpoint from the hub.",
-            **_BASE | {"owned_by": model.split("/", 1)[0], "scheduler_overrides": {}},
+            owned_by=model.split("/", 1)[0],
+            **_BASE,
         )
     known = ", ".join(card.id for card in CATALOGUE)
     raise ModelNotFound(
@@ -158,7 +221,8 @@ def _card_of_folder(folder: Path) -> ModelCard:
         min_side=max(multiple, native // 4 // multiple * multiple),
         max_side=native * 2,
         max_pixels=native * native * 9 // 4,
-        **_BASE | {"owned_by": "local", "scheduler_overrides": {}},
+        owned_by="local",
+        **_BASE,
     )
 
 

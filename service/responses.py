@@ -139,6 +139,7 @@ class Model(BaseModel):
     created: int = Field(description="When this gateway began to serve it.")
     owned_by: str
     description: str
+    license: str | None = Field(description="In words; null where it is not known here.")
     ready: bool = Field(description="Whether a live worker serves it.")
     capabilities: Capabilities
 

@@ -61,6 +61,7 @@ async def _model(gateway: Gateway) -> Model:
         created=_STARTED,
         owned_by=card.owned_by,
         description=card.description,
+        license=card.license,
         ready=ready,
         capabilities=Capabilities(
             default_size=f"{card.native_side}x{card.native_side}",

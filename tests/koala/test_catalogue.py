@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from koala.architecture import UNETS
 from koala.catalogue import CATALOGUE, DEMO_FOLDER, resolve
 from koala.errors import ModelNotFound
 
@@ -24,8 +25,26 @@ def test_lightning_and_base_have_their_own_defaults() -> None:
     assert (resolve("koala-lightning-1b").steps, resolve("koala-1b").steps) == (10, 25)
     assert resolve("koala-lightning-1b").guidance_scale == 3.5
     for card in CATALOGUE:
-        assert card.scheduler_overrides == {"timestep_spacing": "trailing"}, card.id
+        # The authors of KOALA sample from the last step on, those of SDXL do not.
+        trailing = {"timestep_spacing": "trailing"} if card.id != "sdxl" else {}
+        assert card.scheduler_overrides == trailing, card.id
         assert card.quality_steps["medium"] == card.steps, card.id
+
+
+def test_turbo_draws_at_512_px() -> None:
+    card = resolve("koala-turbo-700m")
+    assert (card.native_side, card.steps, card.guidance_scale) == (512, 10, 3.5)
+    assert card.size_error(512, 512) is None
+    assert "between 256 and 1024" in str(card.size_error(1536, 512))
+
+
+def test_every_model_has_a_licence_and_those_of_the_hub_a_size_and_a_vae_for_fp16() -> None:
+    for card in CATALOGUE:
+        assert card.license, card.id
+        if card.id != "koala-demo":
+            assert card.unet in UNETS, card.id
+            assert card.fp16_vae is not None, card.id
+            assert card.fp16_vae.revision, card.id
 
 
 def test_a_revision_from_the_settings_wins() -> None:

@@ -163,7 +163,7 @@ def models() -> None:
     from koala.catalogue import CATALOGUE
 
     table = Table(box=None, header_style="bold")
-    for column in ("name", "size", "steps", "guidance", "source"):
+    for column in ("name", "size", "steps", "guidance", "download", "source"):
         table.add_column(column, no_wrap=column == "name", overflow="fold")
     for card in CATALOGUE:
         table.add_row(
@@ -171,10 +171,33 @@ def models() -> None:
             f"{card.native_side} px",
             str(card.steps),
             f"{card.guidance_scale:g}",
+            f"{card.download_bytes / 1e9:.1f} GB" if card.download_bytes else "",
             "in this package" if Path(card.source).is_absolute() else card.source,
         )
     out.print(table)
+    out.print("`koala download NAME` fetches one, and says what its licence is.")
     out.print("Any other SDXL-shaped diffusers folder or hub id works too: set KOALA_MODEL to it.")
+
+
+@app.command()
+def download(
+    model: Annotated[str, typer.Argument(help="A name from `koala models`, or a hub id.")],
+    revision: Annotated[
+        str | None,
+        typer.Option(
+            help="Commit, branch or tag, if not the catalogue's.", envvar="KOALA_MODEL_REVISION"
+        ),
+    ] = None,
+) -> None:
+    """Fetch a model, or what is missing of it; workers then start without the hub."""
+    try:
+        from koala.commands.download import CannotDownload, run
+    except ModuleNotFoundError as error:
+        raise missing(error) from None
+    try:
+        run(model, revision, out)
+    except CannotDownload as error:
+        raise fail(str(error)) from None
 
 
 @app.command()

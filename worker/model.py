@@ -22,6 +22,7 @@ def load(settings: Settings, card: ModelCard) -> ResidentPipeline:
             device=settings.device,
             dtype=settings.dtype,
             scheduler_overrides=card.scheduler_overrides,
+            fp16_vae=card.fp16_vae,
             torch_threads=settings.torch_threads,
             preview_decoder=settings.preview_decoder,
             speed_ups=SpeedUps(

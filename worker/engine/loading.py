@@ -5,26 +5,29 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from diffusers import StableDiffusionXLPipeline
+from diffusers import AutoencoderKL, StableDiffusionXLPipeline
 from diffusers.utils import logging as diffusers_logging
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
 from transformers.utils import logging as transformers_logging
+
+from koala import hub
+from koala.catalogue import HubSource
+from koala.checkpoint import (
+    PARTS_WITH_WEIGHTS,
+    CheckpointError,
+    check_folder,
+    is_fp16_variant,
+    pipeline_files,
+    vae_files,
+)
 
 _DTYPES: Final = {
     "float16": torch.float16,
     "bfloat16": torch.bfloat16,
     "float32": torch.float32,
 }
-_PARTS_WITH_WEIGHTS: Final = ("unet", "vae", "text_encoder", "text_encoder_2")
 # diffusers leaves these functions without types.
 _Pipeline: Final[Any] = StableDiffusionXLPipeline
+_Vae: Final[Any] = AutoencoderKL
 _LOGGING: Final[Any] = (diffusers_logging, transformers_logging)
 
 
@@ -38,6 +41,7 @@ def load_pipeline(
     device: str,
     dtype: str,
     scheduler_overrides: dict[str, Any],
+    fp16_vae: HubSource | None = None,
 ) -> Any:
     """diffusers' ``StableDiffusionXLPipeline`` on its device.
 
@@ -48,10 +52,12 @@ def load_pipeline(
     """
     torch_device = _device(device)
     torch_dtype = _dtype(dtype, torch_device)
-    folder = _folder(model, revision, torch_dtype)
+    folder = _folder(model, revision)
     _check_shape(folder, model)
-    variant = "fp16" if torch_dtype == torch.float16 and _has_fp16_variant(folder) else None
-    _check_weights(folder, model)
+    try:
+        check_folder(folder, str(model))
+    except CheckpointError as error:
+        raise ModelLoadError(str(error)) from None
     # Bars of half a second would only litter a service's log. Downloads keep theirs.
     for logging in _LOGGING:
         logging.disable_progress_bar()
@@ -59,10 +65,11 @@ def load_pipeline(
         pipeline = _Pipeline.from_pretrained(
             folder,
             dtype=torch_dtype,
-            variant=variant,
+            variant=_variant(folder, torch_dtype),
             use_safetensors=True,
             local_files_only=True,
             add_watermarker=False,
+            **_replaced_vae(folder, model, torch_dtype, fp16_vae),
         )
         pipeline.scheduler = _overridden(pipeline.scheduler, scheduler_overrides)
         return pipeline.to(torch_device)
@@ -71,6 +78,27 @@ def load_pipeline(
     # Broken files end in errors of json, safetensors, transformers, torch: no common base.
     except Exception as error:
         raise ModelLoadError(f"{model} cannot be loaded: {_one_line(error)}") from error
+
+
+def _variant(folder: Path, dtype: torch.dtype) -> str | None:
+    """``fp16`` where its files are to be read: for fp16 any, else what has no others."""
+    inside = {
+        part: [is_fp16_variant(path.name) for path in (folder / part).glob("*.safetensors")]
+        for part in PARTS_WITH_WEIGHTS
+    }
+    wanted = any if dtype == torch.float16 else all
+    return "fp16" if any(wanted(variants) for variants in inside.values()) else None
+
+
+def _replaced_vae(
+    folder: Path, model: str | Path, dtype: torch.dtype, fp16_vae: HubSource | None
+) -> dict[str, Any]:
+    """The VAE that takes the place of one that overflows in fp16, as a keyword argument."""
+    overflows = _read_json(folder / "vae" / "config.json", model).get("force_upcast", True)
+    if fp16_vae is None or dtype != torch.float16 or not overflows:
+        return {}
+    found = _located(fp16_vae.repo, fp16_vae.revision, vae_files)
+    return {"vae": _Vae.from_pretrained(found, torch_dtype=dtype, local_files_only=True)}
 
 
 def _overridden(scheduler: Any, overrides: dict[str, Any]) -> Any:
@@ -103,45 +131,21 @@ def _dtype(dtype: str, device: torch.device) -> torch.dtype:
     return _DTYPES[dtype]
 
 
-def _folder(model: str | Path, revision: str | None, dtype: torch.dtype) -> Path:
+def _folder(model: str | Path, revision: str | None) -> Path:
     """The diffusers folder: ``model`` itself, or where the hub's files were put."""
     folder = Path(model).expanduser()
     if folder.is_dir():
         return folder
     if isinstance(model, Path) or model.count("/") != 1 or model.startswith((".", "~", "/")):
         raise ModelLoadError(f"there is no folder {model}")
-    if dtype == torch.float16:
-        # Half the download where the repository has it. Where not, diffusers says so with a
-        # ValueError before it downloads anything.
-        try:
-            return _download(model, revision, "fp16")
-        except ValueError:
-            pass
-    return _download(model, revision, None)
+    return _located(model, revision, pipeline_files)
 
 
-def _download(model: str, revision: str | None, variant: str | None) -> Path:
+def _located(repo: str, revision: str | None, select: hub.Selection) -> Path:
     try:
-        return Path(
-            _Pipeline.download(model, revision=revision, variant=variant, use_safetensors=True)
-        )
-    except (OSError, HFValidationError) as error:
-        at = f"{model} at revision {revision}" if revision else model
-        raise ModelLoadError(_why_not_downloaded(at, error)) from error
-
-
-def _why_not_downloaded(at: str, error: Exception) -> str:
-    # Where diffusers asked the hub in vain and found nothing in the cache either, it wraps what
-    # the hub said.
-    match error.__cause__ or error:
-        case GatedRepoError():
-            return f"{at} is gated: accept its terms on the hub and log in"
-        case RepositoryNotFoundError() | RevisionNotFoundError() | HFValidationError():
-            return f"there is neither a folder nor a hub repository {at}"
-        case LocalEntryNotFoundError() | OfflineModeIsEnabled():
-            return f"{at} is not in the cache and the hub is out of reach"
-        case reason:
-            return f"{at} cannot be downloaded: {_one_line(reason)}"
+        return hub.locate(repo, revision, select)
+    except (hub.HubError, CheckpointError) as error:
+        raise ModelLoadError(str(error)) from error
 
 
 def _check_shape(folder: Path, model: str | Path) -> None:
@@ -150,7 +154,7 @@ def _check_shape(folder: Path, model: str | Path) -> None:
     pipeline_class = index.get("_class_name")
     if pipeline_class != StableDiffusionXLPipeline.__name__:
         raise ModelLoadError(f"{model} is not SDXL-shaped: its pipeline is {pipeline_class}")
-    for part in _PARTS_WITH_WEIGHTS:
+    for part in PARTS_WITH_WEIGHTS:
         if not any(index.get(part) or ()):
             raise ModelLoadError(f"{model} is not SDXL-shaped: it has no {part}")
     unet = _read_json(folder / "unet" / "config.json", model)
@@ -165,16 +169,6 @@ def _check_shape(folder: Path, model: str | Path) -> None:
         )
     if unet.get("time_cond_proj_dim") is not None:
         raise ModelLoadError(f"{model} takes the guidance scale as an input, which is unsupported")
-
-
-def _check_weights(folder: Path, model: str | Path) -> None:
-    for part in _PARTS_WITH_WEIGHTS:
-        if not any((folder / part).glob("*.safetensors")):
-            raise ModelLoadError(f"{model} has no safetensors weights in {part}/")
-
-
-def _has_fp16_variant(folder: Path) -> bool:
-    return any((folder / "unet").glob("*.fp16*.safetensors"))
 
 
 def _read_json(path: Path, model: str | Path) -> dict[str, Any]:

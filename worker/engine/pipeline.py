@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from koala.catalogue import HubSource
 from worker.engine.loading import ModelLoadError, load_pipeline
 from worker.engine.projection import Projection
 from worker.engine.schedulers import Schedulers
@@ -60,6 +61,7 @@ class ResidentPipeline:
         torch_threads: int | None = None,
         speed_ups: SpeedUps = NO_SPEED_UPS,
         preview_decoder: Path | None = None,
+        fp16_vae: HubSource | None = None,
     ) -> "ResidentPipeline":
         """Load a diffusers folder or a hub id; safetensors only, and no code from the checkpoint.
 
@@ -72,13 +74,17 @@ class ResidentPipeline:
             torch_threads: CPU threads of torch, for the whole process; ``None`` leaves them.
             speed_ups: What to do so that the model runs faster.
             preview_decoder: A folder with diffusers' ``AutoencoderTiny``, for large previews.
+            fp16_vae: Takes, in fp16, the place of a VAE that overflows there; ``None``: such a
+                VAE stays in fp32.
 
         Raises:
             ModelLoadError: It cannot be loaded or sped up; the message says why, in one line.
         """
         if torch_threads is not None:
             torch.set_num_threads(torch_threads)
-        pipeline = load_pipeline(model, revision, device, dtype, scheduler_overrides or {})
+        pipeline = load_pipeline(
+            model, revision, device, dtype, scheduler_overrides or {}, fp16_vae
+        )
         resident = cls(pipeline, str(model), speed_ups)
         if preview_decoder is not None:
             channels = int(pipeline.unet.config.in_channels)

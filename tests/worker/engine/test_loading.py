@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from koala.catalogue import DEMO_FOLDER
 from tests.worker.engine.support import images, run, sample
@@ -61,10 +62,27 @@ def test_scheduler_overrides_replace_the_checkpoints_settings(folder: Path) -> N
     assert trailing.new_scheduler(4).timesteps.tolist() == [999, 749, 499, 249]
 
 
-def test_fp16_files_are_taken_for_fp16_only(folder: Path) -> None:
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_fp16_files_are_taken_where_there_are_no_others(dtype: str, folder: Path) -> None:
     rename_weights(folder, lambda name: name.replace(".safetensors", ".fp16.safetensors"))
-    pipeline = ResidentPipeline.load(folder, device="cpu", dtype="float16")
-    assert pipeline.dtype == torch.float16
+    pipeline = ResidentPipeline.load(folder, device="cpu", dtype=dtype)
+    assert pipeline.dtype == getattr(torch, dtype)
+
+
+def test_of_two_number_formats_fp16_is_taken_for_fp16_only(folder: Path) -> None:
+    for weights in list(folder.glob("*/*.safetensors")):
+        shutil.copy(weights, weights.with_suffix(".fp16.safetensors"))
+    weights = folder / "unet" / "diffusion_pytorch_model.fp16.safetensors"
+    tensors = load_file(weights)
+    save_file({name: 2 * value for name, value in tensors.items()}, weights)
+    half = ResidentPipeline.load(folder, device="cpu", dtype="float16")
+    full = ResidentPipeline.load(folder, device="cpu", dtype="float32")
+
+    def bias(pipeline: ResidentPipeline) -> torch.Tensor:
+        return pipeline._unet.conv_out.bias.float()
+
+    assert torch.allclose(bias(half), 2 * bias(full), atol=1e-3)
+    assert not torch.allclose(bias(half), bias(full), atol=1e-3)
 
 
 def test_a_vae_that_overflows_in_fp16_is_kept_in_fp32(folder: Path) -> None:
@@ -123,12 +141,22 @@ def test_other_kinds_of_models_are_refused(
 def test_weights_must_be_safetensors(folder: Path) -> None:
     weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
     weights.rename(weights.with_suffix(".bin"))
-    assert complaint(folder) == f"{folder} has no safetensors weights in unet/"
+    assert complaint(folder).startswith(
+        f"{folder} has only pickled weights in unet/ (unet/diffusion_pytorch_model.bin)"
+    )
 
 
 def test_truncated_weights_are_one_clear_line(folder: Path) -> None:
     weights = folder / "vae" / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
+    assert complaint(folder) == (
+        f"{folder} has a broken vae/diffusion_pytorch_model.safetensors: "
+        "it is truncated within its header"
+    )
+
+
+def test_a_config_that_does_not_fit_the_weights_is_one_clear_line(folder: Path) -> None:
+    edit(folder / "unet" / "config.json", block_out_channels=[32, 64, 96])
     assert complaint(folder).startswith(f"{folder} cannot be loaded: ")
 
 

@@ -14,7 +14,7 @@ import httpx
 
 from koala.supervisor import Part
 
-_READY_SECONDS: Final = 180.0
+READY_SECONDS: Final = 180.0
 _END_SECONDS: Final = 20.0
 
 
@@ -83,13 +83,15 @@ def environment() -> dict[str, str]:
     return ours | quiet | {"HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 
 
-def wait_until_ready(url: str, processes: Sequence[Process]) -> None:
+def wait_until_ready(
+    url: str, processes: Sequence[Process], seconds: float = READY_SECONDS
+) -> None:
     """Return once ``url`` answers with success.
 
     Raises:
-        ContenderFailed: A process ended, or it takes too long.
+        ContenderFailed: A process ended, or it takes longer than ``seconds``.
     """
-    deadline = time.monotonic() + _READY_SECONDS
+    deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         for process in processes:
             if not process.is_running:
@@ -99,7 +101,7 @@ def wait_until_ready(url: str, processes: Sequence[Process]) -> None:
                 return
         time.sleep(0.2)
     names = ", ".join(process.name for process in processes)
-    raise ContenderFailed(f"{names}: not ready within {_READY_SECONDS:g} s")
+    raise ContenderFailed(f"{names}: not ready within {seconds:g} s")
 
 
 def free_port() -> int:

@@ -8,6 +8,7 @@ from typing import Final
 from bench.contenders import Contender
 from bench.load import Address
 from bench.processes import (
+    READY_SECONDS,
     ContenderFailed,
     Process,
     environment,
@@ -39,13 +40,13 @@ class Server:
         self._processes = processes
         self._health = health
 
-    def wait_until_ready(self) -> None:
+    def wait_until_ready(self, seconds: float = READY_SECONDS) -> None:
         """Return once it takes requests.
 
         Raises:
-            ContenderFailed: It does not.
+            ContenderFailed: It does not, within so many seconds.
         """
-        wait_until_ready(self.address.base_url + self._health, self._processes)
+        wait_until_ready(self.address.base_url + self._health, self._processes, seconds)
 
     def pause(self) -> None:
         """Nothing: an idle server is idle, and ours holds leases that must not run out."""

@@ -1,0 +1,1 @@
+"""What a card does with a model, beside what was published and what was planned."""

@@ -22,7 +22,7 @@ INSTALL_PROMETHEUS := if command -v apt-get >/dev/null; then \
 	else echo "The tests need prometheus and promtool in the PATH: https://prometheus.io/download" >&2; \
 	exit 1; fi
 
-.PHONY: run test check bench soak demo-model pictures verify-image verify-metrics verify-s3 clean
+.PHONY: run test check bench soak demo-model pictures verify-image verify-metrics verify-models verify-s3 clean
 
 run: $(VENV)/.run
 	$(BIN)/koala up
@@ -52,6 +52,10 @@ pictures: $(VENV)/.test
 SECONDS ?= 120
 verify-metrics: $(VENV)/.test
 	$(BIN)/python -m bench.dashboard --seconds $(SECONDS) --output docs/dashboard.png
+
+# Not part of the tests: 4 GiB of weights each, and minutes.
+verify-models: $(VENV)/.test
+	$(BIN)/python -m bench.full_size koala-700m koala-1b
 
 demo-model: $(VENV)/.test
 	$(BIN)/python -m distill.train

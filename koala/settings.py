@@ -57,7 +57,9 @@ class Settings(BaseSettings):
         description="Model to serve: a name from `koala models`, a hub id, or a diffusers folder.",
     )
     model_revision: str | None = Field(
-        None, description="Commit, tag or branch of the hub repository. Unset: its newest commit."
+        None,
+        description="Commit, tag or branch of the hub repository. Unset: the catalogue's; "
+        "else what was downloaded; else the newest.",
     )
     device: str = Field("auto", description="`auto`, `cpu`, `cuda` or `cuda:N`.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(

@@ -16,6 +16,7 @@ from rich.table import Table
 
 from koala.apikeys import parse_keys
 from koala.catalogue import ModelCard, resolve
+from koala.checkpoint import pipeline_files
 from koala.connections import connect, connect_async
 from koala.embedded import EmbeddedServerError, binary, is_running
 from koala.errors import ModelNotFound
@@ -167,8 +168,8 @@ def _fits(card: ModelCard) -> Iterator[Finding]:
         text = "torch is not installed: this machine can run a gateway, not a worker"
         yield Finding("device", Verdict.NOTE, text)
         return
-    weights = _weight_bytes(Path(card.source))
-    need = f"weights take {weights / 2**30:.2f} GiB" if weights else "weights are not on this disk"
+    weights = _weight_bytes(_folder(card))
+    need = f"weights take {weights / 2**30:.2f} GiB" if weights else _not_here(card)
     if torch.cuda.is_available():
         for i in range(torch.cuda.device_count()):
             free, total = torch.cuda.mem_get_info(i)
@@ -183,8 +184,23 @@ def _fits(card: ModelCard) -> Iterator[Finding]:
         yield Finding("device", verdict, text)
 
 
-def _weight_bytes(folder: Path) -> int:
-    if not (folder / "model_index.json").is_file():
+def _folder(card: ModelCard) -> Path | None:
+    """Where the model is on this disk."""
+    folder = Path(card.source)
+    if folder.is_dir():
+        return folder
+    # A gateway's installation does without it.
+    from koala import hub
+
+    return hub.cached(card.source, card.revision, pipeline_files)
+
+
+def _not_here(card: ModelCard) -> str:
+    return f"weights are not on this disk: `koala download {card.source}` fetches them"
+
+
+def _weight_bytes(folder: Path | None) -> int:
+    if folder is None or not (folder / "model_index.json").is_file():
         return 0
     parts = [k for k in json.loads((folder / "model_index.json").read_text()) if k[0] != "_"]
     return sum(p.stat().st_size for part in parts for p in (folder / part).glob("*.safetensors"))

@@ -59,7 +59,7 @@ def run(model: str, revision: str | None, console: Console) -> None:
         raise CannotDownload(error.message) from None
     except (hub.HubError, CheckpointError) as error:
         raise CannotDownload(str(error)) from None
-    _say(console, f"Workers with KOALA_MODEL={card.id} now start without the hub.")
+    _say(console, f"Workers with KOALA_MODEL={model} now start without the hub.")
 
 
 def _repositories(card: ModelCard) -> Iterator[_Wanted]:

@@ -102,3 +102,22 @@ def test_the_demo_model_says_which_sizes_it_can_draw(
 
 def test_too_many_pixels_are_refused_although_each_side_is_allowed() -> None:
     assert "at most" in str(resolve("koala-lightning-700m").size_error(2048, 2048))
+
+
+def test_the_readme_lists_the_catalogue() -> None:
+    readme = (Path(__file__).resolve().parents[2] / "README.md").read_text()
+    section = readme.partition("## Models")[2].partition("##")[0]
+    _, *rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in section.splitlines()
+        if line.startswith("| `")
+    ]
+    assert [(name, size, steps, download) for name, _, size, steps, download, _ in rows] == [
+        (
+            f"`{card.id}`",
+            f"{card.native_side} px",
+            f"{card.steps}, {card.guidance_scale:g}",
+            f"{card.download_bytes / 1e9:.1f} GB" if card.download_bytes else "included",
+        )
+        for card in CATALOGUE
+    ]

@@ -264,6 +264,36 @@ def simulate(
 
 
 @app.command()
+def plan(
+    model: Annotated[str, typer.Argument(help="A name from `koala models`, or a folder.")],
+    vram: Annotated[str | None, typer.Option(help="The card's memory.  \\[default: 8GiB]")] = None,
+    card: Annotated[
+        str | None, typer.Option(help="A card with published latencies: 3060ti, 2080ti or 4090.")
+    ] = None,
+    size: Annotated[
+        str | None, typer.Option(help="WIDTHxHEIGHT in pixels.  \\[default: the native size]")
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="float16, bfloat16 or float32.")] = "float16",
+    attention: Annotated[
+        str, typer.Option(help="fused (flash, memory-efficient) or math.")
+    ] = "fused",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead.")] = False,
+) -> None:
+    """Predict what a model takes of a card's memory, and what fits, without the card."""
+    quieten()
+    try:
+        from worker.planning.options import OptionError, Options
+        from worker.planning.run import run
+    except ModuleNotFoundError as error:
+        raise missing(error) from None
+    options = Options(model, vram=vram, card=card, size=size, dtype=dtype, attention=attention)
+    try:
+        run(options, as_json, out)
+    except OptionError as error:
+        raise fail(str(error)) from None
+
+
+@app.command()
 def measure(
     output: Annotated[Path, typer.Option("--output", "-o", help="File to write.")],
     model: Model = None,

@@ -1,0 +1,1 @@
+"""What a model takes of a card's memory, found without a card and without the weights."""

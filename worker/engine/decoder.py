@@ -156,7 +156,11 @@ class Decoder:
         if _longest(sample) <= self._default_side():
             return False
         width, height = sample.size
-        return width * height > self._largest_whole or not self._capacity.decode_fits(sample.size)
+        return (
+            self._pipeline.residency.tiles_vae
+            or width * height > self._largest_whole
+            or not self._capacity.decode_fits(sample.size)
+        )
 
     def _default_side(self) -> int:
         """Latents of the side of a tile that fills the budget."""

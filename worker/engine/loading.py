@@ -19,6 +19,8 @@ from koala.checkpoint import (
     pipeline_files,
     vae_files,
 )
+from worker.engine.device import choose, is_cuda
+from worker.engine.residency import Residency, place
 
 _DTYPES: Final = {
     "float16": torch.float16,
@@ -42,16 +44,17 @@ def load_pipeline(
     dtype: str,
     scheduler_overrides: dict[str, Any],
     fp16_vae: HubSource | None = None,
+    residency: Residency = Residency.ALL,
 ) -> Any:
-    """diffusers' ``StableDiffusionXLPipeline`` on its device.
+    """diffusers' ``StableDiffusionXLPipeline``, its models where ``residency`` wants them.
 
     The arguments are those of :meth:`ResidentPipeline.load`.
 
     Raises:
         ModelLoadError: It cannot be loaded.
     """
-    torch_device = _device(device)
-    torch_dtype = _dtype(dtype, torch_device)
+    torch_device = device_of(device)
+    torch_dtype = dtype_of(dtype, torch_device)
     folder = _folder(model, revision)
     _check_shape(folder, model)
     try:
@@ -72,7 +75,8 @@ def load_pipeline(
             **_replaced_vae(folder, model, torch_dtype, fp16_vae),
         )
         pipeline.scheduler = _overridden(pipeline.scheduler, scheduler_overrides)
-        return pipeline.to(torch_device)
+        place(pipeline, torch_device, residency)
+        return pipeline
     except ModelLoadError:
         raise
     # Broken files end in errors of json, safetensors, transformers, torch: no common base.
@@ -110,22 +114,26 @@ def _overridden(scheduler: Any, overrides: dict[str, Any]) -> Any:
     return type(scheduler).from_config(scheduler.config, **overrides)
 
 
-def _device(device: str) -> torch.device:
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+def device_of(device: str) -> torch.device:
+    """The device that ``auto``, ``cpu``, ``cuda`` or ``cuda:N`` names.
+
+    Raises:
+        ModelLoadError: It is none of them, or there is no such card.
+    """
     try:
-        chosen = torch.device(device)
-    except RuntimeError:
-        raise ModelLoadError(f"{device!r} is not a device: use auto, cpu, cuda or cuda:N") from None
-    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
-        count = torch.cuda.device_count()
-        raise ModelLoadError(f"the device {device} is not here: torch sees {count} CUDA devices")
-    return chosen
+        return choose(device)
+    except ValueError as error:
+        raise ModelLoadError(str(error)) from None
 
 
-def _dtype(dtype: str, device: torch.device) -> torch.dtype:
+def dtype_of(dtype: str, device: torch.device) -> torch.dtype:
+    """The number format that ``auto``, ``float16``, ``bfloat16`` or ``float32`` names.
+
+    Raises:
+        ModelLoadError: It is none of them.
+    """
     if dtype == "auto":
-        return torch.float16 if device.type == "cuda" else torch.float32
+        return torch.float16 if is_cuda(device) else torch.float32
     if dtype not in _DTYPES:
         raise ModelLoadError(f"{dtype!r} is not a dtype: use auto, {', '.join(_DTYPES)}")
     return _DTYPES[dtype]

@@ -7,6 +7,8 @@ from typing import Final, Protocol
 
 import torch
 
+from worker.engine import device
+
 # Left to the driver, to fragmentation and to other programs on the card.
 RESERVE_BYTES: Final = 256 * 2**20
 
@@ -75,21 +77,20 @@ class CudaMemory:
     """A CUDA device's memory.
 
     Args:
-        device: Which one.
+        which: Which one.
         budget: Most bytes that this process may take in all, weights included; ``None``: what is
             free less a reserve, so that other programs on the card are minded.
     """
 
-    def __init__(self, device: torch.device, budget: int | None = None) -> None:
-        self._device = device
+    def __init__(self, which: torch.device, budget: int | None = None) -> None:
+        self._device = which
         self._budget = budget
 
     def available(self) -> int | None:
         """What calls may still take: free on the device or cached by torch, less the reserve."""
-        free, _ = torch.cuda.mem_get_info(self._device)
-        allocated = torch.cuda.memory_allocated(self._device)
-        cached = torch.cuda.memory_reserved(self._device) - allocated
-        room = free + cached - RESERVE_BYTES
+        allocated = device.allocated_bytes(self._device)
+        cached = device.reserved_bytes(self._device) - allocated
+        room = device.free_bytes(self._device) + cached - RESERVE_BYTES
         if self._budget is not None:
             room = min(room, self._budget - allocated)
         return max(0, room)
@@ -98,19 +99,19 @@ class CudaMemory:
     def peak(self) -> Iterator[Peak]:
         """Measure the peak of what happens inside the context."""
         peak = Peak()
-        before = torch.cuda.memory_allocated(self._device)
-        torch.cuda.reset_peak_memory_stats(self._device)
+        before = device.allocated_bytes(self._device)
+        device.forget_peak(self._device)
         yield peak
-        peak.bytes = max(0, torch.cuda.max_memory_allocated(self._device) - before)
+        peak.bytes = max(0, device.peak_bytes(self._device) - before)
 
     def release(self) -> None:
         """Give back what is cached but not in use."""
-        torch.cuda.empty_cache()
+        device.release(self._device)
 
 
-def memory_of(device: torch.device, budget: int | None = None) -> DeviceMemory:
-    """The memory of ``device``, of which this process may take ``budget`` bytes."""
-    return CudaMemory(device, budget) if device.type == "cuda" else HostMemory()
+def memory_of(which: torch.device, budget: int | None = None) -> DeviceMemory:
+    """The memory of a device, of which this process may take ``budget`` bytes."""
+    return CudaMemory(which, budget) if device.is_cuda(which) else HostMemory()
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -1,6 +1,6 @@
 """The model in memory, and the few calls that the engine makes to it."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -8,10 +8,14 @@ from typing import Any
 import torch
 
 from koala.catalogue import HubSource
+from worker.engine import device as devices
+from worker.engine.compiled import UNetCall
 from worker.engine.loading import ModelLoadError, load_pipeline
 from worker.engine.projection import Projection
+from worker.engine.residency import Residency
 from worker.engine.schedulers import Schedulers
 from worker.engine.speedups import NO_SPEED_UPS, SpeedUps, speed_up
+from worker.engine.text import OffloadedEncoder, ResidentEncoder, TextEncoder, TextEncoders
 from worker.engine.tiny import TinyDecoder
 
 
@@ -19,36 +23,37 @@ class ResidentPipeline:
     """An SDXL-shaped checkpoint: text encoders, U-Net, VAE, and schedulers on demand.
 
     Args:
-        pipeline: diffusers' ``StableDiffusionXLPipeline``, already on its device.
+        pipeline: diffusers' ``StableDiffusionXLPipeline``, placed as ``residency`` wants it.
         name: What the checkpoint was loaded as.
         speed_ups: Applied to the models in place.
+        residency: Where the parts are kept.
 
     Raises:
         ModelLoadError: A speed-up does not work here, or the latent-to-RGB map is malformed.
     """
 
-    def __init__(self, pipeline: Any, name: str, speed_ups: SpeedUps = NO_SPEED_UPS) -> None:
+    def __init__(
+        self,
+        pipeline: Any,
+        name: str,
+        speed_ups: SpeedUps = NO_SPEED_UPS,
+        residency: Residency = Residency.ALL,
+    ) -> None:
         self.name = name
-        self._unet = pipeline.unet.eval()
-        self._vae = pipeline.vae.eval()
-        self._text_encoders = [
-            (pipeline.tokenizer, pipeline.text_encoder.eval()),
-            (pipeline.tokenizer_2, pipeline.text_encoder_2.eval()),
-        ]
-        self.device: torch.device = self._unet.device
+        self.residency = residency
+        self._speed_ups = speed_ups
+        self._load: Callable[[], Any] | None = None
+        self._run_unet: UNetCall
+        self.device: torch.device = pipeline.unet.device
+        self._take_in(pipeline)
         self._schedulers = Schedulers(pipeline.scheduler, self.device)
         self.dtype: torch.dtype = self._unet.dtype
         self.force_zeros_for_empty_prompt: bool = pipeline.config.force_zeros_for_empty_prompt
         self.vae_scale_factor: int = pipeline.vae_scale_factor
         self.native_side: int = pipeline.default_sample_size * self.vae_scale_factor
         self.max_prompt_tokens: int = pipeline.tokenizer.model_max_length - 2
-        if self._vae.config.force_upcast and self._vae.dtype == torch.float16:
-            # Such a VAE overflows in fp16. diffusers casts it to and fro around each call.
-            self._vae.to(torch.float32)
-        self._vae_dtype: torch.dtype = self._vae.dtype
         self.projection = _projection(pipeline)
         self.tiny_decoder: TinyDecoder | None = None
-        self._run_unet = speed_up(pipeline, speed_ups)
 
     @classmethod
     def load(
@@ -62,6 +67,7 @@ class ResidentPipeline:
         speed_ups: SpeedUps = NO_SPEED_UPS,
         preview_decoder: Path | None = None,
         fp16_vae: HubSource | None = None,
+        residency: Residency = Residency.ALL,
     ) -> "ResidentPipeline":
         """Load a diffusers folder or a hub id; safetensors only, and no code from the checkpoint.
 
@@ -76,22 +82,71 @@ class ResidentPipeline:
             preview_decoder: A folder with diffusers' ``AutoencoderTiny``, for large previews.
             fp16_vae: Takes, in fp16, the place of a VAE that overflows there; ``None``: such a
                 VAE stays in fp32.
+            residency: Where to keep its parts.
 
         Raises:
             ModelLoadError: It cannot be loaded or sped up; the message says why, in one line.
         """
+        if residency.narrows_unet and (speed_ups.fuse_qkv or speed_ups.compile):
+            # Fused weights would lose what widens them, and compiling cannot follow that.
+            raise ModelLoadError(
+                f"KOALA_RESIDENCY {residency} excludes KOALA_FUSE_QKV and KOALA_COMPILE"
+            )
         if torch_threads is not None:
             torch.set_num_threads(torch_threads)
-        pipeline = load_pipeline(
-            model, revision, device, dtype, scheduler_overrides or {}, fp16_vae
-        )
-        resident = cls(pipeline, str(model), speed_ups)
+
+        def load() -> Any:
+            overrides = scheduler_overrides or {}
+            return load_pipeline(model, revision, device, dtype, overrides, fp16_vae, residency)
+
+        resident = cls(load(), str(model), speed_ups, residency)
+        resident._load = load
         if preview_decoder is not None:
-            channels = int(pipeline.unet.config.in_channels)
+            channels = int(resident._unet.config.in_channels)
             resident.tiny_decoder = TinyDecoder.load(
                 preview_decoder, channels, resident.device, resident.dtype
             )
         return resident
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether the weights are there."""
+        return self._unet.device.type != "meta" or self.device.type == "meta"
+
+    def unload(self) -> None:
+        """Let go of the weights; only tokens can be counted until :meth:`reload`.
+
+        Raises:
+            RuntimeError: The model was not made by :meth:`load`, so it could not come back.
+        """
+        if self._load is None:
+            raise RuntimeError(f"{self.name} cannot be loaded again, so it stays")
+        self._unet.to("meta")
+        self._vae.to("meta")
+        self._text.empty()
+        # What was compiled for these weights holds on to them.
+        self._run_unet = self._unet
+        devices.release(self.device)
+
+    def reload(self) -> None:
+        """Load the weights again; does nothing while they are there.
+
+        Raises:
+            ModelLoadError: The checkpoint is not what it was.
+        """
+        if not self.is_loaded and self._load is not None:
+            self._take_in(self._load())
+
+    def _take_in(self, pipeline: Any) -> None:
+        """Make the models of diffusers' ``pipeline`` this one's."""
+        self._unet: Any = pipeline.unet.eval()
+        self._vae: Any = pipeline.vae.eval()
+        if self._vae.config.force_upcast and self._vae.dtype == torch.float16:
+            # Such a VAE overflows in fp16. diffusers casts it to and fro around each call.
+            self._vae.to(torch.float32)
+        self._vae_dtype: torch.dtype = self._vae.dtype
+        self._text = _text_encoders(pipeline, self.device, self.residency)
+        self._run_unet = speed_up(pipeline, self._speed_ups)
 
     @property
     def side_multiple(self) -> int:
@@ -104,11 +159,13 @@ class ResidentPipeline:
 
     @property
     def parameter_bytes(self) -> int:
-        """Bytes that all weights take on the device."""
-        modules = [self._unet, self._vae, *(encoder for _, encoder in self._text_encoders)]
-        parameters = [p for module in modules for p in module.parameters()]
-        own: int = sum(p.numel() * p.element_size() for p in parameters)
-        return own + (self.tiny_decoder.parameter_bytes if self.tiny_decoder else 0)
+        """Bytes that weights take on the device between two calls; few while unloaded."""
+        tiny = self.tiny_decoder.parameter_bytes if self.tiny_decoder else 0
+        if not self.is_loaded:
+            return tiny
+        parameters = [*self._unet.parameters(), *self._vae.parameters()]
+        size: int = sum(p.numel() * p.element_size() for p in parameters)
+        return size + self._text.bytes + tiny
 
     @property
     def vae_is_half(self) -> bool:
@@ -143,8 +200,7 @@ class ResidentPipeline:
 
         What exceeds :attr:`max_prompt_tokens` is cut off when the prompt is encoded.
         """
-        tokenizer, _ = self._text_encoders[0]
-        return len(tokenizer(prompt, add_special_tokens=False, verbose=False).input_ids)
+        return self._text.count_tokens(prompt)
 
     def encode_prompts(self, prompts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
         """Encode prompts in one batch, each cut to what the tokenizer's window holds.
@@ -153,19 +209,8 @@ class ResidentPipeline:
             ``prompt_embeds`` (n, tokens, cross_attention_dim): both encoders' last but one hidden
             states side by side; ``pooled_prompt_embeds`` (n, projection_dim): the second's.
         """
-        hidden_states = []
-        for tokenizer, text_encoder in self._text_encoders:
-            tokens = tokenizer(
-                prompts,
-                padding="max_length",
-                max_length=tokenizer.model_max_length,
-                truncation=True,
-                return_tensors="pt",
-            )
-            output = text_encoder(tokens.input_ids.to(self.device), output_hidden_states=True)
-            hidden_states.append(output.hidden_states[-2])
-        prompt_embeds = torch.cat(hidden_states, dim=-1).to(self.dtype)
-        return prompt_embeds, output.text_embeds.to(self.dtype)
+        prompt_embeds, pooled_prompt_embeds = self._text.encode(prompts)
+        return prompt_embeds.to(self.dtype), pooled_prompt_embeds.to(self.dtype)
 
     def predict_noise(
         self,
@@ -208,8 +253,18 @@ class ResidentPipeline:
 
     def synchronize(self) -> None:
         """Wait until the device has done what it was told, so that times are its own."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+        devices.synchronize(self.device)
+
+
+def _text_encoders(pipeline: Any, device: torch.device, residency: Residency) -> TextEncoders:
+    modules = (pipeline.text_encoder, pipeline.text_encoder_2)
+    if residency.offloads_text:
+        uploads = devices.uploads_to(device)
+        encoders: list[TextEncoder] = [OffloadedEncoder(module, uploads) for module in modules]
+    else:
+        encoders = [ResidentEncoder(module) for module in modules]
+    tokenizers = (pipeline.tokenizer, pipeline.tokenizer_2)
+    return TextEncoders(list(zip(tokenizers, encoders, strict=True)), device)
 
 
 def _projection(pipeline: Any) -> Projection:

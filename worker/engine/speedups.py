@@ -8,6 +8,7 @@ import torch
 from diffusers.models.attention_processor import Attention
 
 from worker.engine.compiled import CompiledUNet, CompileError, UNetCall
+from worker.engine.device import computes_bfloat16, is_cuda
 from worker.engine.loading import ModelLoadError
 
 log = structlog.get_logger()
@@ -81,8 +82,8 @@ def _warn_of_slow_dtype(device: torch.device, dtype: torch.dtype) -> None:
             supported = torch.ops.mkldnn._is_mkldnn_fp16_supported()
         elif dtype == torch.bfloat16:
             supported = torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    elif device.type == "cuda" and dtype == torch.bfloat16:
-        supported = torch.cuda.is_bf16_supported(including_emulation=False)
+    elif is_cuda(device) and dtype == torch.bfloat16:
+        supported = computes_bfloat16()
     if not supported:
         name = str(dtype).removeprefix("torch.")
         log.warning("KOALA_DTYPE is slow here: the device only emulates it", dtype=name)

@@ -1,5 +1,6 @@
-"""A stand-in for the memory of a CUDA card, which machines that run these tests lack."""
+"""Stand-ins for a CUDA card's memory and streams, which machines that run these tests lack."""
 
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 
 from worker.engine import ResidentPipeline
+from worker.engine.device import Weights
 from worker.engine.memory import Peak
 
 MESSAGE = "CUDA out of memory. Tried to allocate 2.00 GiB. (an error made by a test)"
@@ -70,3 +72,91 @@ class FakeCudaMemory:
             self.refused += 1
             raise torch.OutOfMemoryError(MESSAGE)
         self._peak = max(self._peak, size)
+
+
+class FakeUploads:
+    """Copies weights to a device that is the CPU under another name, and tells what is there.
+
+    Args:
+        log: What happens, in order: ``begin`` and ``wait``.
+    """
+
+    def __init__(self, log: list[str]) -> None:
+        self.log = log
+        self._there: list[weakref.ref[torch.Tensor]] = []
+
+    @property
+    def bytes_there(self) -> int:
+        """Bytes of the copies that somebody still holds."""
+        return sum(tensor.nbytes for ref in self._there if (tensor := ref()) is not None)
+
+    def keep(self, tensor: torch.Tensor) -> torch.Tensor:
+        """As :meth:`Uploads.keep`."""
+        return tensor
+
+    def begin(self, weights: Weights) -> "FakeUpload":
+        """As :meth:`Uploads.begin`."""
+        self.log.append("begin")
+        there = {name: tensor.clone() for name, tensor in weights.items()}
+        self._there += [weakref.ref(tensor) for tensor in there.values()]
+        return FakeUpload(self.log, there)
+
+
+class FakeUpload:
+    """Weights that are there at once, and the log of who asked for them."""
+
+    def __init__(self, log: list[str], weights: Weights) -> None:
+        self._log = log
+        self._weights = weights
+
+    def wait(self) -> Weights:
+        """As :meth:`Upload.wait`."""
+        self._log.append("wait")
+        return self._weights
+
+
+class FakeStreams:
+    """``torch.cuda`` as far as uploads use it: streams that run everything at once and tell of it.
+
+    Args:
+        log: What was asked for, in order.
+    """
+
+    def __init__(self, log: list[str]) -> None:
+        self._log = log
+
+    def Stream(self, device: torch.device) -> "FakeStream":
+        """A stream of its own."""
+        return FakeStream("copy", self._log)
+
+    def current_stream(self, device: torch.device) -> "FakeStream":
+        """The one that computes."""
+        return FakeStream("compute", self._log)
+
+    @contextmanager
+    def stream(self, stream: "FakeStream") -> Iterator[None]:
+        """Inside, operators go to ``stream``."""
+        self._log.append(f"into {stream.name}")
+        yield
+        self._log.append("back to compute")
+
+
+class FakeStream:
+    """One of these streams."""
+
+    def __init__(self, name: str, log: list[str]) -> None:
+        self.name = name
+        self._log = log
+
+    def wait_stream(self, other: "FakeStream") -> None:
+        """Go on when the other one has come so far."""
+        self._log.append(f"{self.name} waits for {other.name}")
+
+    def record_event(self) -> str:
+        """A mark of how far it has come."""
+        self._log.append(f"mark in {self.name}")
+        return "mark"
+
+    def wait_event(self, event: str) -> None:
+        """Go on when that mark is reached."""
+        self._log.append(f"{self.name} waits for the {event}")

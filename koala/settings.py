@@ -105,6 +105,18 @@ class Settings(BaseSettings):
         description="Most GPU memory of a worker, weights included, such as `6GiB`. "
         "Unset: what is free, less a reserve.",
     )
+    residency: Literal["auto", "all", "offload_text", "tile_vae", "fp8_unet"] = Field(
+        "auto",
+        description="What stays on the device: `all`; `offload_text`: text encoders come to "
+        "encode; `tile_vae`: and images are decoded by tiles; `fp8_unet`: and the U-Net's "
+        "weights have 8 bits. `auto`: the first that fits, by `koala plan`; on a CPU `all`.",
+    )
+    idle_unload_seconds: float | None = Field(
+        None,
+        ge=1,
+        description="A worker without a job for so long frees its weights, and loads them again "
+        "for the next one. Unset: never.",
+    )
     workers: int = Field(1, ge=1, le=64, description="Workers that `koala up` starts.")
     host: str = Field("127.0.0.1", description="Address the gateway listens on.")
     port: int = Field(8000, ge=0, le=65535, description="Port of the gateway; 0 picks a free one.")

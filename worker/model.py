@@ -3,6 +3,8 @@
 from koala.catalogue import ModelCard
 from koala.settings import Settings
 from worker.engine import ModelLoadError, ResidentPipeline, SpeedUps
+from worker.engine.loading import device_of, dtype_of
+from worker.residency import NothingFits, choose
 
 
 class CannotLoad(Exception):
@@ -16,6 +18,8 @@ def load(settings: Settings, card: ModelCard) -> ResidentPipeline:
         CannotLoad: It cannot be loaded.
     """
     try:
+        device = device_of(settings.device)
+        residency = choose(settings, card, device, dtype_of(settings.dtype, device))
         return ResidentPipeline.load(
             card.source,
             revision=card.revision,
@@ -31,6 +35,7 @@ def load(settings: Settings, card: ModelCard) -> ResidentPipeline:
                 compile=settings.compile,
                 most_rows=settings.max_batch_rows,
             ),
+            residency=residency,
         )
-    except ModelLoadError as error:
+    except (ModelLoadError, NothingFits) as error:
         raise CannotLoad(" ".join(str(error).split())) from None

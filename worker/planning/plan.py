@@ -48,6 +48,7 @@ class Plan:
         dtype: Number format.
         attention: Which kernel computes the attention.
         context: Bytes that are taken before anything is loaded.
+        reserve: Bytes that have to stay free.
 
     Raises:
         UnknownArchitecture: Its configs make no model.
@@ -60,9 +61,11 @@ class Plan:
         dtype: torch.dtype,
         attention: Attention = Attention.FUSED,
         context: int = CONTEXT_BYTES,
+        reserve: int = RESERVE_BYTES,
     ) -> None:
         self.size = size
         self.context = context
+        self.reserve = reserve
         self.forecast = Forecast(architecture, dtype, attention)
 
     def weights(self, residency: Residency) -> int:
@@ -94,8 +97,11 @@ class Plan:
 
         More than the largest batch that workers measure is never said.
         """
-        fitting = [rows for rows in LADDER if self.peak(residency, rows) + RESERVE_BYTES <= vram]
-        return max(fitting, default=0)
+        return max((rows for rows in LADDER if self.fits(residency, vram, rows)), default=0)
+
+    def fits(self, residency: Residency, vram: int, rows: int) -> bool:
+        """Whether U-Net calls of ``rows`` rows fit into ``vram`` bytes, the reserve left."""
+        return self.peak(residency, rows) + self.reserve <= vram
 
     def choose(self, vram: int) -> Residency | None:
         """The first residency with which a guided image fits into ``vram`` bytes in one call.
@@ -104,6 +110,6 @@ class Plan:
         """
         for least in (GUIDED_ROWS, 1):
             for residency in Residency:
-                if self.most_rows(residency, vram) >= least:
+                if self.fits(residency, vram, least):
                     return residency
         return None

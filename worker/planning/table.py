@@ -6,7 +6,6 @@ from typing import Final
 from rich.console import Console
 from rich.table import Table
 
-from worker.engine.memory import RESERVE_BYTES
 from worker.engine.residency import Residency
 from worker.planning.attention import Attention
 from worker.planning.forecast import Need
@@ -51,7 +50,7 @@ def show(question: Question, console: Console) -> None:
 
 def notes(question: Question) -> Iterator[str]:
     """What the figures rest on, a sentence or two each."""
-    context, reserve = question.plan.context >> 20, RESERVE_BYTES >> 20
+    context, reserve = question.plan.context >> 20, question.plan.reserve >> 20
     yield (
         "Live bytes are counted on the worker's own calls, run on shapes without memory; "
         f"attention: {_ATTENTION[question.attention]}."

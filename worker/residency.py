@@ -1,0 +1,72 @@
+"""Which residency a worker loads its model with."""
+
+from typing import Final
+
+import structlog
+import torch
+
+from koala.catalogue import ModelCard
+from koala.settings import Settings
+from worker.engine.device import is_cuda
+from worker.engine.memory import gib, memory_of
+from worker.engine.residency import Residency
+from worker.planning.architecture import UnknownArchitecture, architecture_of
+from worker.planning.plan import Plan
+
+log = structlog.get_logger()
+
+# On a CPU there is nowhere else to keep a part.
+_ON_CPU: Final = Residency.ALL
+
+
+class NothingFits(Exception):
+    """No residency makes the model small enough; the message is one line."""
+
+
+def choose(
+    settings: Settings, card: ModelCard, device: torch.device, dtype: torch.dtype
+) -> Residency:
+    """The residency that ``settings`` name, or the first with which a guided image fits.
+
+    Args:
+        settings: Residency and budget.
+        card: The model; nothing of it needs to be loaded.
+        device: Where it will be drawn.
+        dtype: Its number format.
+
+    Raises:
+        NothingFits: What the device has free is too little for the smallest residency.
+    """
+    if settings.residency != "auto":
+        return Residency(settings.residency)
+    if not is_cuda(device):
+        return _ON_CPU
+    available = memory_of(device, settings.vram_budget).available()
+    assert available is not None
+    return choose_for(card, dtype, available)
+
+
+def choose_for(card: ModelCard, dtype: torch.dtype, available: int) -> Residency:
+    """The first residency with which a guided image fits into ``available`` bytes.
+
+    A model whose configs are not here yet, because they come with its weights, is taken whole.
+
+    Raises:
+        NothingFits: There is none.
+    """
+    size = (card.native_side, card.native_side)
+    try:
+        # The context is there already, and what is available is less a reserve.
+        plan = Plan(architecture_of(card), size, dtype, context=0, reserve=0)
+    except UnknownArchitecture as reason:
+        log.info("everything stays on the device", reason=str(reason))
+        return Residency.ALL
+    chosen = plan.choose(available)
+    if chosen is None:
+        smallest = plan.peak(Residency.FP8_UNET, rows=1)
+        raise NothingFits(
+            f"{card.id} does not fit into the device's memory: needs {gib(smallest)} at the least, "
+            f"{gib(available)} free"
+        )
+    log.info("planned", residency=chosen, peak=gib(plan.peak(chosen)), available=gib(available))
+    return chosen

@@ -53,7 +53,8 @@ class WorkerAd(BaseModel):
     ``rows`` and ``max_rows`` count rows of the U-Net batch (two for an image with guidance);
     ``expires_at`` is when the account is void unless renewed. ``slowness`` is that of all sizes
     together. ``store_seconds`` pass from a job's last pixel until its end is written down.
-    ``vram`` is ``None`` on a CPU.
+    ``vram`` is ``None`` on a CPU. ``is_loaded`` is false while the weights are freed for want of
+    work; the next job brings them back.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -77,6 +78,7 @@ class WorkerAd(BaseModel):
     vram: Vram | None = None
     metrics_url: str | None = None
     sizes: list[MeasuredSize] = []
+    is_loaded: bool = True
 
     @property
     def is_alive(self) -> bool:

@@ -1,6 +1,6 @@
 """Prometheus metrics that are read off the engine when somebody scrapes."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
@@ -14,10 +14,10 @@ class EngineCollector(Collector):
 
     Args:
         engine: The engine.
-        weights: Bytes of the model's weights.
+        weights: Bytes that the model's weights take now.
     """
 
-    def __init__(self, engine: Engine, weights: int) -> None:
+    def __init__(self, engine: Engine, weights: Callable[[], int]) -> None:
         self._engine = engine
         self._weights = weights
 
@@ -49,7 +49,7 @@ class EngineCollector(Collector):
         capacity = self._engine.capacity
         calibrations = list(capacity.calibrations.values())
         kinds: dict[str, list[int | None]] = {
-            "weights": [self._weights],
+            "weights": [self._weights()],
             "in_flight": [self._engine.in_flight_bytes],
             "step_peak": [max(each.step_bytes.values(), default=None) for each in calibrations],
             "decode_peak": [each.decode_bytes for each in calibrations],

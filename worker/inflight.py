@@ -24,6 +24,7 @@ from worker.fencing import FencedJob, LeaseLost
 from worker.flight import Flight, ImageKey, Outcome
 from worker.gallery import Gallery
 from worker.herald import Herald
+from worker.idle import IdleUnload
 from worker.landing import Landing
 from worker.leases import Leases, Scripts
 from worker.loop_clock import LoopClock
@@ -62,6 +63,7 @@ class InflightWorker(SteadyWorker):
         account: The rest of what the worker says of itself: device, dtype, metrics_url.
         vram: Looks at the memory of the device, from any thread.
         metrics: Where to count.
+        idle: Frees the engine's model while nothing is in flight.
         name: The worker's name; unique.
         tracer_provider: Makes spans of the jobs; without one nothing is traced.
     """
@@ -76,6 +78,7 @@ class InflightWorker(SteadyWorker):
         model: ServedModel,
         account: dict[str, Any],
         metrics: WorkerMetrics,
+        idle: IdleUnload,
         name: str,
         vram: Callable[[], Vram | None] = lambda: None,
         tracer_provider: TracerProvider | None = None,
@@ -96,6 +99,7 @@ class InflightWorker(SteadyWorker):
         self._account = Account(engine, {"model": model.id, **account}, vram)
         self._rates = self._account.rates
         self._metrics = metrics
+        self._idle = idle
         self._flights: dict[str, Flight] = {}
         self._stops: SimpleQueue[str] = SimpleQueue()
         self._lost: SimpleQueue[tuple[str, str]] = SimpleQueue()
@@ -116,10 +120,10 @@ class InflightWorker(SteadyWorker):
             self._flights,
             self._lost.put,
             self._stops.put,
-            self._account.describe,
+            lambda **given: self._account.describe(is_loaded=idle.is_loaded, **given),
             metrics,
         )
-        self._beat = Beat(settings.heartbeat_seconds, self._upkeep.beat)
+        self._beat = Beat(settings.heartbeat_seconds, self._on_beat)
         self._next_maintenance = 0.0
         self._next_poll = 0.0
         self._is_suspended = False
@@ -131,17 +135,22 @@ class InflightWorker(SteadyWorker):
         self._boarding.is_closed = False
         self._clock.start()
         self._take(job)
-        while self._flights:
-            self._obey()
-            self._admit()
+        if not self._flights:
+            return
+        # Claimed first: the lease is renewed while the weights are on their way.
+        with self._idle.awake():
             self._clock.lap("admission")
-            self._advance()
-            self._clock.lap("telling")
-            self._collect()
-            self._land()
-            self._clock.lap("ending")
-            self._maintain()
-            self._clock.lap("upkeep")
+            while self._flights:
+                self._obey()
+                self._admit()
+                self._clock.lap("admission")
+                self._advance()
+                self._clock.lap("telling")
+                self._collect()
+                self._land()
+                self._clock.lap("ending")
+                self._maintain()
+                self._clock.lap("upkeep")
 
     def _obey(self) -> None:
         """Do what others want: drop what is lost, stop what is stopped, end what takes too long."""
@@ -361,6 +370,10 @@ class InflightWorker(SteadyWorker):
         if hung := self._upkeep.hung:
             return f"Past their time, in a step that does not end: {', '.join(hung)}."
         return None
+
+    def _on_beat(self) -> None:
+        self._upkeep.beat()
+        self._idle.check()
 
     def request_stop_job(self, job_id: str) -> None:
         """Stop a job in flight; ids of other jobs are passed over."""

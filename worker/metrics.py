@@ -1,5 +1,6 @@
 """Prometheus metrics of one worker."""
 
+from collections.abc import Callable
 from typing import Final
 
 import torch
@@ -152,12 +153,12 @@ class WorkerMetrics:
         self.prompt_tokens.inc(flight.text_tokens)
         self.prompt_tokens_truncated.inc(flight.truncated_tokens)
 
-    def watch_engine(self, engine: Engine, weights: int) -> None:
+    def watch_engine(self, engine: Engine, weights: Callable[[], int]) -> None:
         """Add what the engine measured and the memory it takes, read when somebody scrapes.
 
         Args:
             engine: The engine.
-            weights: Bytes of the model's weights.
+            weights: Bytes that the model's weights take now.
         """
         self.registry.register(EngineCollector(engine, weights))
 

@@ -25,6 +25,7 @@ from worker.endpoint import Endpoint
 from worker.engine import START_PATIENCE, Capacity, Engine, ResidentPipeline
 from worker.flight import Flight
 from worker.gallery import Gallery
+from worker.idle import IdleUnload
 from worker.images import ImageMetadata
 from worker.inflight import InflightWorker
 from worker.measurements import measured_sizes
@@ -149,7 +150,7 @@ def _build(
     metrics_url: str,
     tracer_provider: TracerProvider | None,
 ) -> InflightWorker:
-    metrics.watch_engine(engine, pipeline.parameter_bytes)
+    metrics.watch_engine(engine, lambda: pipeline.parameter_bytes)
     metrics.watch_device(pipeline.device)
     name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
     dtype = str(pipeline.dtype).removeprefix("torch.")
@@ -189,6 +190,7 @@ def _build(
         },
         metrics=metrics,
         vram=lambda: vram_of(pipeline.device, pipeline.parameter_bytes),
+        idle=IdleUnload(pipeline, settings.idle_unload_seconds),
         name=name,
         tracer_provider=tracer_provider,
     )

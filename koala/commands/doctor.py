@@ -99,9 +99,10 @@ def _workers(settings: Settings) -> Iterator[Finding]:
         return
     for ad in ads:
         rate = f", {ad.images_per_second:.2f} images/s" if ad.images_per_second else ""
+        loaded = "" if ad.is_loaded else ", weights freed until the next job"
         text = (
             f"{ad.name}: {ad.model} on {ad.device} ({ad.dtype}), {ad.jobs_in_flight} jobs in "
-            f"flight, {ad.rows} of {ad.max_rows} rows{rate}"
+            f"flight, {ad.rows} of {ad.max_rows} rows{rate}{loaded}"
         )
         yield Finding("worker", Verdict.OK, text)
         for measured in ad.sizes:

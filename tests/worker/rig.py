@@ -23,6 +23,7 @@ from tests.support import spec
 from worker.admission import ServedModel
 from worker.engine import Capacity, DoesNotFit, Failed, Finished, Progress, SampleRequest, Tick
 from worker.gallery import Gallery
+from worker.idle import IdleUnload
 from worker.images import ImageMetadata
 from worker.inflight import InflightWorker
 from worker.metrics import WorkerMetrics
@@ -50,6 +51,7 @@ class FakeEngine:
         self.company: list[set[str]] = []
         self.seeds: list[int] = []
         self._samples: dict[Any, tuple[SampleRequest, int]] = {}
+        self.is_loaded = True
 
     @property
     def is_idle(self) -> bool:
@@ -78,6 +80,12 @@ class FakeEngine:
     @property
     def last_tick(self) -> Tick:
         return Tick(rows=self.rows, samples=self.in_flight)
+
+    def unload(self) -> None:
+        self.is_loaded = False
+
+    def reload(self) -> None:
+        self.is_loaded = True
 
     def add(self, request: SampleRequest) -> None:
         if request.width % 8:
@@ -159,6 +167,7 @@ class Rig:
             "model": MODEL,
             "account": {"device": "cpu", "dtype": "float32"},
             "metrics": self.metrics,
+            "idle": IdleUnload(self.engine, None),
             "name": f"worker-{self.workers}",
         }
         return InflightWorker(**(parts | kwargs))

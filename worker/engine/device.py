@@ -1,5 +1,6 @@
 """All that is said to CUDA; no other file of the worker does."""
 
+import ctypes
 from collections.abc import Mapping
 from typing import Any, Final, Protocol, TypeAlias
 
@@ -10,6 +11,8 @@ Weights: TypeAlias = Mapping[str, torch.Tensor]
 _CUDA: Final = "cuda"
 # torch leaves its streams without types.
 _STREAMS: Final[Any] = torch.cuda
+# glibc keeps what was freed unless told; other C libraries have no such call and no such need.
+_TRIM: Final[Any] = getattr(ctypes.CDLL(None), "malloc_trim", None)
 
 
 def choose(device: str) -> torch.device:
@@ -74,9 +77,11 @@ def forget_peak(device: torch.device) -> None:
 
 
 def release(device: torch.device) -> None:
-    """Give back what torch holds of the device's memory and does not use."""
+    """Give back what this process holds of the device's memory and does not use."""
     if is_cuda(device):
         torch.cuda.empty_cache()
+    elif _TRIM is not None:
+        _TRIM(0)
 
 
 class Upload(Protocol):

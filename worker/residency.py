@@ -7,16 +7,40 @@ import torch
 
 from koala.catalogue import ModelCard
 from koala.settings import Settings
+from worker.batching import Size
+from worker.engine import ResidentPipeline
 from worker.engine.device import is_cuda
 from worker.engine.memory import gib, memory_of
 from worker.engine.residency import Residency
 from worker.planning.architecture import UnknownArchitecture, architecture_of
+from worker.planning.forecast import Forecast
 from worker.planning.plan import Plan
 
 log = structlog.get_logger()
 
 # On a CPU there is nowhere else to keep a part.
 _ON_CPU: Final = Residency.ALL
+
+
+class Predicted:
+    """The planner's figures as the engine's capacity asks for them.
+
+    Args:
+        forecast: What the calls of the model take.
+        residency: What the worker loaded it with.
+    """
+
+    def __init__(self, forecast: Forecast, residency: Residency) -> None:
+        self._forecast = forecast
+        self._narrow = residency.narrows_unet
+
+    def step_bytes(self, size: Size, rows: int) -> int:
+        """As :meth:`Prediction.step_bytes`."""
+        return self._forecast.step(size, rows, self._narrow).activations
+
+    def decode_bytes(self, size: Size) -> int:
+        """As :meth:`Prediction.decode_bytes`."""
+        return self._forecast.decode(size, 1).total
 
 
 class NothingFits(Exception):
@@ -70,3 +94,15 @@ def choose_for(card: ModelCard, dtype: torch.dtype, available: int) -> Residency
         )
     log.info("planned", residency=chosen, peak=gib(plan.peak(chosen)), available=gib(available))
     return chosen
+
+
+def predict(card: ModelCard, pipeline: ResidentPipeline) -> Predicted | None:
+    """What the worker's calls will take; ``None`` where memory is not counted or nobody knows."""
+    if not is_cuda(pipeline.device):
+        return None
+    try:
+        forecast = Forecast(architecture_of(card), pipeline.dtype)
+    except UnknownArchitecture:
+        # Said when the residency was chosen. The first call will tell.
+        return None
+    return Predicted(forecast, pipeline.residency)

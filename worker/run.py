@@ -31,6 +31,7 @@ from worker.inflight import InflightWorker
 from worker.measurements import measured_sizes
 from worker.metrics import WorkerMetrics
 from worker.model import CannotLoad, load
+from worker.residency import predict
 from worker.vram import vram_of
 
 log = structlog.get_logger()
@@ -115,6 +116,7 @@ def _measure(settings: Settings, card: ModelCard, pipeline: ResidentPipeline) ->
         most=settings.max_batch_rows,
         target_seconds=None if target is None else target / 1000,
         budget=settings.vram_budget,
+        prediction=predict(card, pipeline),
     )
     side = card.native_side
     refusal = capacity.learn((side, side), START_PATIENCE)

@@ -7,7 +7,7 @@ from typing import Final
 
 import torch
 
-from worker.batching import LADDER, LARGEST_WHOLE, Size, StepCurve
+from worker.batching import LADDER, LARGEST_WHOLE, PIXEL_BUDGET, Size, StepCurve
 from worker.batching.sizes import pixels_of
 from worker.engine.memory import DeviceMemory, is_out_of_memory
 from worker.engine.pipeline import ResidentPipeline
@@ -96,10 +96,9 @@ class Calibrator:
             return None
         self._look_again(calls, seconds, patience - spent)
         # A larger image is decoded by tiles.
-        if pixels_of(size) <= LARGEST_WHOLE:
-            decoded = self._timed(self._decode(size), patience)
-        else:
-            decoded = None
+        largest = PIXEL_BUDGET if self._pipeline.residency.tiles_vae else LARGEST_WHOLE
+        is_whole = pixels_of(size) <= largest
+        decoded = self._timed(self._decode(size), patience) if is_whole else None
         self._memory.release()
         decode_seconds, decode_bytes = decoded or (None, None)
         return Calibration(StepCurve(seconds), step_bytes, decode_seconds, decode_bytes)

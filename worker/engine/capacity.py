@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from functools import lru_cache
-from typing import Final
+from typing import Final, Protocol
 
 from worker.batching import Pressure, Size, StepCurve, curve_at, nearest_size, profitable_rows
 from worker.batching.sizes import pixels_of
@@ -22,6 +22,16 @@ START_PATIENCE: Final = 15.0
 LATE_PATIENCE: Final = 1.0
 
 
+class Prediction(Protocol):
+    """What calls take, told before any was made. Sizes of memory are in bytes."""
+
+    def step_bytes(self, size: Size, rows: int) -> int:
+        """A U-Net call of ``rows`` rows, at the least."""
+
+    def decode_bytes(self, size: Size) -> int:
+        """Decoding one image in one piece at its peak."""
+
+
 class Capacity:
     """Decides the batch by size.
 
@@ -31,6 +41,7 @@ class Capacity:
             batch has as many rows as it may.
         most: Most rows of a call, as the operator wants it.
         target_seconds: Seconds that a call should take at the most, as the operator wants it.
+        prediction: What calls take as long as none is measured; ``None``: unknown.
 
     Raises:
         ValueError: ``most`` is below 1, or missing where nothing is measured.
@@ -43,6 +54,7 @@ class Capacity:
         *,
         most: int | None = None,
         target_seconds: float | None = None,
+        prediction: Prediction | None = None,
     ) -> None:
         if most is not None and most < 1:
             raise ValueError(f"max_rows must be at least 1, got {most}")
@@ -52,6 +64,7 @@ class Capacity:
         self._calibrator = calibrator
         self._most = most
         self._target_seconds = target_seconds
+        self._prediction = prediction
         self._calibrations: dict[Size, Calibration] = {}
         self._pressure: Pressure[Size] = Pressure()
         self._available: int | None = self._memory.available()
@@ -67,11 +80,14 @@ class Capacity:
         most: int | None = None,
         target_seconds: float | None = None,
         budget: int | None = None,
+        prediction: Prediction | None = None,
     ) -> "Capacity":
         """One that measures ``pipeline`` on its device, of which it may take ``budget`` bytes."""
         memory = memory_of(pipeline.device, budget)
         calibrator = Calibrator(pipeline, memory, most=most, target_seconds=target_seconds)
-        return cls(memory, calibrator, most=most, target_seconds=target_seconds)
+        return cls(
+            memory, calibrator, most=most, target_seconds=target_seconds, prediction=prediction
+        )
 
     @property
     def available(self) -> int | None:
@@ -95,6 +111,9 @@ class Capacity:
         """
         if self._calibrator is None or self._is_known(size):
             return None
+        if not self._calibrations and (refusal := self.refuse(size)) is not None:
+            # Trying it would only find out what is foreseen.
+            return refusal
         calibration = self._calibrator.measure(size, patience)
         if calibration is None:
             return self.refusal(size)
@@ -116,7 +135,9 @@ class Capacity:
     def needs(self, size: Size, rows: int) -> int | None:
         """About how many bytes a U-Net call takes at its peak; ``None``: unknown."""
         per_pixel = self._bytes_per_row_pixel(size)
-        return None if per_pixel is None else int(per_pixel * pixels_of(size) * rows)
+        if per_pixel is not None:
+            return int(per_pixel * pixels_of(size) * rows)
+        return self._prediction.step_bytes(size, rows) if self._prediction else None
 
     def decode_needs(self, size: Size) -> int | None:
         """About how many bytes decoding an image takes at its peak; ``None``: unknown."""
@@ -126,7 +147,7 @@ class Capacity:
             if calibration.decode_bytes
         ]
         if not known:
-            return None
+            return self._prediction.decode_bytes(size) if self._prediction else None
         pixels, decode_bytes = min(known, key=lambda entry: abs(entry[0] - pixels_of(size)))
         return decode_bytes * pixels_of(size) // pixels
 

@@ -5,8 +5,11 @@ import torch
 
 from tests.worker.engine.fake_cuda import FakeCudaMemory
 from tests.worker.engine.support import images, run, sample
+from worker.batching import Size
+from worker.batching.sizes import pixels_of
 from worker.engine import Capacity, Engine, ResidentPipeline
 from worker.engine.calibrate import LADDER, Calibrator
+from worker.engine.residency import Residency
 
 SIZE = (32, 32)
 PIXELS = 32 * 32
@@ -161,3 +164,38 @@ def test_an_engine_measures_a_size_when_it_first_meets_it(pipeline: ResidentPipe
     drawn = images(run(engine, [sample("a"), sample("b", width=64, height=64)]))
     assert sorted(drawn) == ["a", "b"]
     assert set(capacity.calibrations) == {(32, 32), (64, 64)}
+
+
+def test_before_anything_is_measured_the_prediction_decides(
+    pipeline: ResidentPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Predicted:
+        def step_bytes(self, size: Size, rows: int) -> int:
+            return 10 * rows * pixels_of(size)
+
+        def decode_bytes(self, size: Size) -> int:
+            return 30 * pixels_of(size)
+
+    memory = FakeCudaMemory(free=25 * PIXELS, step=5)
+    memory.install(pipeline, monkeypatch)
+    capacity = Capacity(memory, Calibrator(pipeline, memory, most=8), prediction=Predicted())
+    assert capacity.cap(SIZE) == 2
+    assert not capacity.decode_fits(SIZE)
+    assert "needs" in str(capacity.learn((64, 64)))
+    assert memory.rows == []
+    # What was measured is believed instead.
+    assert capacity.learn(SIZE, patience=30) is None
+    assert capacity.needs(SIZE, 2) == 10 * PIXELS
+
+
+def test_where_images_are_decoded_by_tiles_the_whole_is_not_tried(
+    pipeline: ResidentPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = []
+    monkeypatch.setattr(pipeline, "decode", lambda latents: tried.append(latents.shape))
+    monkeypatch.setattr("worker.engine.calibrate.PIXEL_BUDGET", 32 * 32)
+    for residency, size in ((Residency.ALL, (64, 64)), (Residency.TILE_VAE, (64, 64))):
+        monkeypatch.setattr(pipeline, "residency", residency)
+        tried.clear()
+        Capacity.measuring(pipeline, most=1).learn(size, patience=0)
+        assert bool(tried) == (residency is Residency.ALL)

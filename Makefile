@@ -22,7 +22,8 @@ INSTALL_PROMETHEUS := if command -v apt-get >/dev/null; then \
 	else echo "The tests need prometheus and promtool in the PATH: https://prometheus.io/download" >&2; \
 	exit 1; fi
 
-.PHONY: run test check bench soak demo-model pictures verify-image verify-metrics verify-models verify-s3 clean
+.PHONY: run test check bench soak demo-model pictures plan-table verify-image verify-metrics \
+	verify-models verify-plan verify-s3 clean
 
 run: $(VENV)/.run
 	$(BIN)/koala up
@@ -56,6 +57,13 @@ verify-metrics: $(VENV)/.test
 # Not part of the tests: 4 GiB of weights each, and minutes.
 verify-models: $(VENV)/.test
 	$(BIN)/python -m bench.full_size koala-700m koala-1b
+
+# What `koala plan` predicts beside what is measured here, and the table in README.md.
+verify-plan: $(VENV)/.test
+	$(BIN)/python -m bench.plan_check
+
+plan-table: $(VENV)/.run
+	$(BIN)/python -m worker.planning.readme README.md
 
 demo-model: $(VENV)/.test
 	$(BIN)/python -m distill.train

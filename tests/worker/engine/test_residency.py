@@ -175,17 +175,20 @@ def test_a_model_that_was_unloaded_comes_back_and_draws_the_same_pixels(
             assert largest_difference(image, expected[key]) == 0
 
 
+@pytest.mark.parametrize("residency", [Residency.ALL, Residency.OFFLOAD_TEXT])
 @torch.inference_mode()
-def test_an_unloaded_model_refuses_to_draw_rather_than_draw_nonsense() -> None:
-    other = load()
+def test_an_unloaded_model_refuses_to_draw_rather_than_draw_nonsense(residency: Residency) -> None:
+    other = load(residency)
     embeds, pooled = other.encode_prompts(["a koala"])
     other.unload()
-    with pytest.raises((RuntimeError, NotImplementedError)):
-        other.predict_noise(
-            torch.zeros(1, 4, 16, 16), torch.zeros(1), embeds, pooled, torch.zeros(1, 6)
-        ).sum().item()
-    with pytest.raises((RuntimeError, NotImplementedError)):
-        other.decode(torch.zeros(1, 4, 16, 16)).sum().item()
+    latents = torch.zeros(1, 4, 16, 16)
+    for call in (
+        lambda: other.encode_prompts(["a koala"])[0],
+        lambda: other.predict_noise(latents, torch.zeros(1), embeds, pooled, torch.zeros(1, 6)),
+        lambda: other.decode(latents),
+    ):
+        with pytest.raises((RuntimeError, NotImplementedError)):
+            call().sum().item()
 
 
 def test_a_model_that_is_gone_when_it_is_needed_again_says_so(tmp_path: Any) -> None:

@@ -41,6 +41,13 @@ def test_each_residency_takes_less_than_the_one_before(plan: Plan) -> None:
     assert peaks == sorted(peaks, reverse=True) and len(set(peaks)) == len(peaks)
 
 
+def test_offloaded_text_encoders_count_while_they_encode_and_only_then(plan: Plan) -> None:
+    there, visiting = (plan.phases(r) for r in (Residency.ALL, Residency.OFFLOAD_TEXT))
+    text = plan.forecast.text_bytes
+    saved = {a.name: a.weights - b.weights for a, b in zip(there, visiting, strict=True)}
+    assert saved == {"encode": 0, "step": text, "decode": text}
+
+
 def test_the_first_residency_that_fits_is_chosen(plan: Plan) -> None:
     chosen = [plan.choose(vram * GIB) for vram in (24, 8, 7, 6, 4)]
     assert chosen == ["all", "all", "offload_text", "tile_vae", "tile_vae"]

@@ -11,12 +11,12 @@ log = structlog.get_logger()
 
 
 class Beat(threading.Thread):
-    """Calls ``action`` every ``seconds`` until stopped, outages of Redis notwithstanding."""
+    """Calls ``actions`` every ``seconds`` until stopped, outages of Redis notwithstanding."""
 
-    def __init__(self, seconds: float, action: Callable[[], None]) -> None:
+    def __init__(self, seconds: float, *actions: Callable[[], None]) -> None:
         super().__init__(name="beat", daemon=True)
         self._seconds = seconds
-        self._action = action
+        self._actions = actions
         self._stopped = threading.Event()
         self._link = Link("beat")
 
@@ -25,7 +25,8 @@ class Beat(threading.Thread):
         while not self._stopped.wait(self._seconds):
             try:
                 with self._link.attempt():
-                    self._action()
+                    for action in self._actions:
+                        action()
             except Exception:
                 # Leases are at stake: whatever went wrong once, the next beat has to come.
                 log.exception("a heartbeat failed")

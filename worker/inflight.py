@@ -1,9 +1,9 @@
 """The worker: RQ's own loop while idle, ours while anything is in flight."""
 
 import time
-from collections.abc import Callable, Iterator
-from queue import Empty, SimpleQueue
-from typing import Any, Final, TypeVar, cast
+from collections.abc import Callable
+from queue import SimpleQueue
+from typing import Any, Final, cast
 
 import structlog
 from opentelemetry.trace import TracerProvider
@@ -19,6 +19,7 @@ from worker.account import Account
 from worker.admission import EXECUTION_TTL, Admission, ServedModel
 from worker.beat import Beat
 from worker.boarding import Boarding
+from worker.draining import drain
 from worker.engine import DoesNotFit, Engine, EngineEvent, Failed, Finished, Preview, Progress
 from worker.fencing import FencedJob, LeaseLost
 from worker.flight import Flight, ImageKey, Outcome
@@ -47,8 +48,6 @@ _REST_SECONDS: Final = 0.005
 # How long the loop does not ask for jobs again where there was none: on small models a step takes
 # little longer than the question.
 _POLL_SECONDS: Final = 0.02
-
-_T = TypeVar("_T")
 
 
 class InflightWorker(SteadyWorker):
@@ -123,7 +122,7 @@ class InflightWorker(SteadyWorker):
             lambda **given: self._account.describe(is_loaded=idle.is_loaded, **given),
             metrics,
         )
-        self._beat = Beat(settings.heartbeat_seconds, self._on_beat)
+        self._beat = Beat(settings.heartbeat_seconds, self._upkeep.beat, idle.check)
         self._next_maintenance = 0.0
         self._next_poll = 0.0
         self._is_suspended = False
@@ -154,12 +153,12 @@ class InflightWorker(SteadyWorker):
 
     def _obey(self) -> None:
         """Do what others want: drop what is lost, stop what is stopped, end what takes too long."""
-        for job_id, token in _drain(self._lost):
+        for job_id, token in drain(self._lost):
             flight = self._flights.get(job_id)
             # Whose end is being written down may have ended already; the fence knows.
             if flight is not None and flight.token == token and flight.outcome is None:
                 self._forget_lost(flight)
-        for job_id in _drain(self._stops):
+        for job_id in drain(self._stops):
             if job_id in self._flights:
                 self._decide(self._flights[job_id], Outcome.stopped())
         for flight in self._flights.values():
@@ -371,18 +370,6 @@ class InflightWorker(SteadyWorker):
             return f"Past their time, in a step that does not end: {', '.join(hung)}."
         return None
 
-    def _on_beat(self) -> None:
-        self._upkeep.beat()
-        self._idle.check()
-
     def request_stop_job(self, job_id: str) -> None:
         """Stop a job in flight; ids of other jobs are passed over."""
         self._stops.put(job_id)
-
-
-def _drain(queue: SimpleQueue[_T]) -> Iterator[_T]:
-    while True:
-        try:
-            yield queue.get_nowait()
-        except Empty:
-            return

@@ -80,8 +80,8 @@ def _calls(question: Question) -> Iterator[tuple[str, Need]]:
 
 def _residencies(question: Question) -> Table:
     plan = question.plan
-    cards = [f"img/min {profile.card}" for profile in question.profiles]
-    table = _table("residency", "weights", "peak", "fits", "most rows", *cards)
+    cards = [f"{profile.card}/min" for profile in question.profiles]
+    table = _table("residency", "weights", "peak", "fits", "rows", *cards)
     for residency in Residency:
         most = plan.most_rows(residency, question.vram)
         paces = [
@@ -92,7 +92,7 @@ def _residencies(question: Question) -> Table:
             residency,
             _gib(plan.weights(residency)),
             _gib(plan.peak(residency)),
-            "yes" if most >= GUIDED_ROWS else "row by row" if most else "no",
+            "yes" if most >= GUIDED_ROWS else "by row" if most else "no",
             str(most or ""),
             *paces,
         )

@@ -1,10 +1,11 @@
 """``python -m bench``: contenders side by side, the report, and what the service itself adds."""
 
+import os
 import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 from rich.console import Console
@@ -18,6 +19,9 @@ from bench.results import Results
 from bench.rounds import QUICK, Plan
 from bench.tables import Table, all_tables
 from bench.workloads import Workload
+
+# The model's device is not the cores that serve, as on a machine with a GPU.
+_THREADS: Final = max(1, (os.cpu_count() or 1) - 1)
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 # Tables are wider than the 80 columns that a pipe is taken for.
@@ -36,7 +40,10 @@ def main(
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Seconds, to see that it works.")] = False,
     rounds: Annotated[int | None, typer.Option(min=1, help="Rounds to take medians of.")] = None,
-    threads: Annotated[int, typer.Option(min=1, help="Torch threads of each contender.")] = 2,
+    threads: Annotated[
+        int,
+        typer.Option(min=1, help="Torch threads of each contender. Default: all cores but one."),
+    ] = _THREADS,
     rows: Annotated[
         int | None, typer.Option(min=2, help="Row cap of all. Default: what our worker chooses.")
     ] = None,
@@ -95,11 +102,33 @@ def report(
 
 
 @app.command()
+def where(
+    workload: Annotated[Workload, typer.Option(help="What to ask for.")] = Workload.UNIFORM,
+    clients: Annotated[int, typer.Option(min=1, help="Clients of the closed loop.")] = 32,
+    seconds: Annotated[float, typer.Option(min=1, help="How long to look.")] = 20.0,
+    threads: Annotated[
+        int, typer.Option(min=1, help="Torch threads of the worker. Default: all cores but one.")
+    ] = _THREADS,
+) -> None:
+    """Where our own time goes under load: the worker's loop by phases, CPU by process."""
+    from bench.where import measure
+
+    try:
+        found = measure(workload, clients, seconds, threads)
+    except ContenderFailed as error:
+        raise _fail(str(error)) from None
+    for table in found.tables:
+        _print(table)
+
+
+@app.command()
 def overhead(
     rounds: Annotated[int, typer.Option(min=1, help="Alternations of the two sides.")] = 5,
     seconds: Annotated[float, typer.Option(min=0.5, help="Window of a closed loop.")] = 5.0,
     requests: Annotated[int, typer.Option(min=1, help="Single requests per round.")] = 20,
-    threads: Annotated[int, typer.Option(min=1, help="Torch threads of both sides.")] = 2,
+    threads: Annotated[
+        int, typer.Option(min=1, help="Torch threads of both sides. Default: all cores but one.")
+    ] = _THREADS,
     output: Annotated[Path | None, typer.Option(help="File for the figures, as JSON.")] = None,
 ) -> None:
     """Throughput over HTTP against the raw loop, and the latency that the service adds."""

@@ -114,9 +114,19 @@ class Koala(Server):
     @property
     def batch_rows(self) -> int:
         """The row cap that the worker chose."""
+        return max(ad.max_rows for ad in self._ads())
+
+    @property
+    def metrics_url(self) -> str:
+        """Where the worker's metrics are."""
+        [url] = [ad.metrics_url for ad in self._ads()]
+        assert url is not None
+        return url
+
+    def _ads(self) -> list[WorkerAd]:
         with connect(self.settings) as connection:
             ads = connection.hvals(Keys(self.settings.queue).workers)
-        return max(WorkerAd.model_validate_json(ad).max_rows for ad in ads)
+        return [WorkerAd.model_validate_json(ad) for ad in ads]
 
 
 class Peer(Server):

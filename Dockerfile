@@ -10,7 +10,7 @@ RUN python3 -m venv /opt/pip && python3 -m venv --without-pip /opt/koala
 COPY pyproject.toml constraints.txt README.md ./
 
 FROM builder AS gateway-packages
-ARG GATEWAY_EXTRAS=s3
+ARG GATEWAY_EXTRAS=s3,otel
 RUN --mount=type=cache,target=/root/.cache/pip \
     /opt/pip/bin/pip --python /opt/koala/bin/python install --constraint constraints.txt \
     ".[${GATEWAY_EXTRAS}]"
@@ -19,7 +19,7 @@ RUN find /opt/koala/lib/python3*/site-packages/botocore/data -mindepth 1 -maxdep
     ! -name s3 ! -name sts ! -name 'sso*' ! -name signin -exec rm -rf {} +
 
 FROM builder AS worker-packages
-ARG WORKER_EXTRAS=worker,s3
+ARG WORKER_EXTRAS=worker,s3,otel
 # Another build of torch: TORCH names it (torch==2.13.0+cpu), TORCH_INDEX is where it is.
 ARG TORCH=torch
 ARG TORCH_INDEX=

@@ -1,15 +1,13 @@
-"""The configs of a model's parts: from its folder, or for known models from a file of ours."""
+"""The configs of a model's parts: from its folder, or for known models from our own data."""
 
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
+from koala.architecture import TEXT_ENCODER, TEXT_ENCODER_2, UNETS, VAE
 from koala.catalogue import ModelCard
-
-_FILE: Final = "architectures.json"
 
 
 class UnknownArchitecture(Exception):
@@ -49,19 +47,17 @@ def architecture_of(card: ModelCard) -> Architecture:
             text_encoder=_config(folder, "text_encoder"),
             text_encoder_2=_config(folder, "text_encoder_2"),
         )
-    known = json.loads(files(__package__).joinpath(_FILE).read_text(encoding="utf-8"))
-    name = known["models"].get(card.id)
-    if name is None:
+    if card.unet is None:
         raise UnknownArchitecture(
-            f"{card.id} is not in a folder here and not one of {', '.join(known['models'])}: "
-            "give its diffusers folder, whose config files are enough"
+            f"{card.id} is neither in a folder here nor a model known by name: give its diffusers "
+            "folder, whose config files are enough"
         )
     return Architecture(
-        unet=known["unet"] | known["unets"][name],
-        vae=known["vae"],
-        text_encoder=known["text_encoder"],
-        text_encoder_2=known["text_encoder_2"],
-        unet_name=name,
+        unet=UNETS[card.unet],
+        vae=VAE,
+        text_encoder=TEXT_ENCODER,
+        text_encoder_2=TEXT_ENCODER_2,
+        unet_name=card.unet,
     )
 
 

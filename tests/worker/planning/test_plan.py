@@ -72,7 +72,7 @@ def test_the_most_rows_that_fit_are_those_whose_peak_leaves_the_reserve(plan: Pl
     ("arguments", "complaint"),
     [
         (["nowhere"], "There is no model 'nowhere'"),
-        (["someone/model"], "MODEL: model is not in a folder here and not one of"),
+        (["someone/model"], "MODEL: model is neither in a folder here nor a model known by name"),
         (["koala-demo", "--vram", "much"], "--vram: bytes, such as 8GiB, got 'much'"),
         (["koala-demo", "--size", "64x65"], "--size: 64x65: both sides must be multiples of 16"),
         (["koala-demo", "--card", "voodoo"], "--card: there is no 'voodoo'"),

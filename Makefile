@@ -28,8 +28,10 @@ INSTALL_PROMETHEUS := if command -v apt-get >/dev/null; then \
 run: $(VENV)/.run
 	$(BIN)/koala up
 
+# Half of the time the tests wait for processes and leases of their own, so two run at a time.
+WORKERS ?= 2
 test: $(VENV)/.test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 
 check: $(VENV)/.test
 	$(BIN)/ruff check .

@@ -17,6 +17,8 @@ from tests.support import Stack, free_port, wait_until_ready
 for _name in [name for name in os.environ if name.startswith("KOALA_")]:
     del os.environ[_name]
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Tests run side by side, and torch's threads that wait for each other lose more than they gain.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")

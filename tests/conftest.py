@@ -1,9 +1,7 @@
 """Fixtures that start the real parts: an embedded Valkey server, the whole service."""
 
 import os
-import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +10,7 @@ import redis
 
 from koala import embedded
 from koala.settings import Settings
-from tests.support import Stack, free_port, wait_until_ready
+from tests.support import Stack, running
 
 for _name in [name for name in os.environ if name.startswith("KOALA_")]:
     del os.environ[_name]
@@ -52,17 +50,5 @@ def settings(valkey_url: str, tmp_path: Path) -> Settings:
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """The whole service as a user starts it, on a free port."""
-    folder = tmp_path_factory.mktemp("stack")
-    settings = Settings(data_dir=folder, port=free_port())
-    env = {**os.environ, "KOALA_DATA_DIR": str(folder), "KOALA_PORT": str(settings.port)}
-    with (folder / "log.txt").open("wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "koala", "up"], env=env, stdout=log, stderr=log
-        )
-        base_url = f"http://127.0.0.1:{settings.port}"
-        try:
-            wait_until_ready(base_url, process, folder / "log.txt")
-            yield Stack(base_url, settings, process.pid)
-        finally:
-            process.send_signal(signal.SIGTERM)
-            process.wait(30)
+    with running(tmp_path_factory.mktemp("stack")) as stack:
+        yield stack

@@ -1,8 +1,13 @@
 """What several tests share beside fixtures."""
 
+import os
+import signal
 import socket
 import subprocess
+import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,3 +63,21 @@ def wait_until_ready(
             pass
         time.sleep(0.1)
     pytest.fail(f"not ready within {seconds:g} s:\n{log.read_text()}")
+
+
+@contextmanager
+def running(folder: Path, **env: str) -> Iterator[Stack]:
+    """``koala up`` as a user starts it, on a free port, with its data in ``folder``."""
+    settings = Settings(data_dir=folder, port=free_port())
+    env = {"KOALA_DATA_DIR": str(folder), "KOALA_PORT": str(settings.port)} | env
+    with (folder / "log.txt").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "koala", "up"], env=os.environ | env, stdout=log, stderr=log
+        )
+        base_url = f"http://127.0.0.1:{settings.port}"
+        try:
+            wait_until_ready(base_url, process, folder / "log.txt")
+            yield Stack(base_url, settings, process.pid)
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait(30)

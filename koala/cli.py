@@ -128,6 +128,10 @@ def generate(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print a line of JSON for each prompt instead.")
     ] = False,
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(help="A LoRA, NAME or NAME:WEIGHT; can be given again."),
+    ] = None,
     url: Annotated[
         str, typer.Option(help="The gateway.", envvar="KOALA_URL")
     ] = "http://127.0.0.1:8000",
@@ -139,7 +143,7 @@ def generate(
     from koala.commands.generate import pieces
     from koala.commands.generate.run import run
 
-    request = {
+    request: dict[str, object] = {
         "n": n,
         "size": size,
         "num_inference_steps": steps,
@@ -148,8 +152,9 @@ def generate(
         "seed": seed,
         "scheduler": scheduler,
     }
-    request = {name: value for name, value in request.items() if value is not None}
     try:
+        request["lora"] = [pieces.parse_lora(text) for text in lora] if lora else None
+        request = {name: value for name, value in request.items() if value is not None}
         work = pieces.collect(prompt, batch, request, output)
         code = run(work, url, api_key, out, preview=preview, as_json=as_json)
     except pieces.UsageError as error:

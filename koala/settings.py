@@ -83,6 +83,11 @@ class Settings(BaseSettings):
         description="Folder of a tiny decoder (TAESD, diffusers' `AutoencoderTiny`) for previews "
         "of images above 512 px. Unset: a linear map draws them.",
     )
+    lora_dir: Path | None = Field(
+        None,
+        description="Folder of LoRAs, `NAME.safetensors` each, that requests may name; "
+        "every part needs it. Unset: none.",
+    )
     torch_threads: int | None = Field(
         None, ge=1, le=256, description="CPU threads of a worker's torch. Unset: all cores."
     )
@@ -248,6 +253,15 @@ class Settings(BaseSettings):
             raise ValueError(
                 "KOALA_LEASE_SECONDS must be at least twice KOALA_HEARTBEAT_SECONDS, or one late "
                 "heartbeat loses a job"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _lora_layers_are_there(self) -> Self:
+        if self.fuse_qkv and self.lora_dir is not None:
+            raise ValueError(
+                "KOALA_FUSE_QKV and KOALA_LORA_DIR exclude each other: fused projections are not "
+                "the layers that LoRAs are made for"
             )
         return self
 

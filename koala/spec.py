@@ -7,6 +7,7 @@ from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from koala.lora import MAX_LORAS, LoraUse
 from koala.schedulers import SCHEDULERS, SchedulerName
 
 OutputFormat = Literal["png", "jpeg", "webp"]
@@ -59,6 +60,7 @@ class JobSpec(_Frozen):
     job, so that a second run overwrites the first one's files. ``owner`` is the name of the API key
     that the request came with, empty where nobody logs in. After ``deadline`` (Unix time in
     seconds) nobody wants the images any more. ``previews`` are shown of each image on its way.
+    ``lora`` is added to the model for these images only.
     ``webhook_url`` hears of the job's end, with image URLs that begin with ``base_url``, which is
     empty without a webhook.
     """
@@ -79,6 +81,7 @@ class JobSpec(_Frozen):
     response_format: ResponseFormat = "url"
     user: str | None = None
     previews: int = Field(0, ge=0, le=MAX_PREVIEWS)
+    lora: tuple[LoraUse, ...] = Field((), max_length=MAX_LORAS)
     owner: str = ""
     priority: Priority = "normal"
     deadline: float | None = Field(None, ge=0)

@@ -111,7 +111,7 @@ def create_app(
         response_description="Received; any 2xx will do.",
         responses={"4XX": {"description": "Tried again later; after 410 never."}},
     )(image_generation_ended)
-    openapi.install(app, gateway.card, settings)
+    openapi.install(app, gateway.card, settings, gateway.loras)
     return app
 
 

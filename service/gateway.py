@@ -10,6 +10,7 @@ from fastapi import Depends, Request
 from koala.catalogue import ModelCard, resolve
 from koala.connections import connect_async
 from koala.keyfile import KeyFileError
+from koala.lora import LoraFolder
 from koala.metered_store import MeteredStore
 from koala.queue import JobQueue
 from koala.settings import Settings
@@ -44,6 +45,7 @@ class Gateway:
     forecasts: Forecasts
     ledger: Ledger
     store: ImageStore
+    loras: LoraFolder
     retention: Retention
     keyring: Keyring | None
     rate_limits: RateLimits
@@ -58,8 +60,8 @@ class Gateway:
 
         Raises:
             ModelNotFound: ``settings.model`` is no model.
-            BadSetting: The URL of Redis or of the image store leads nowhere, or the API keys
-                cannot be read.
+            BadSetting: The URL of Redis or of the image store or the folder of LoRAs leads
+                nowhere, or the API keys cannot be read.
         """
         metrics = Metrics()
         try:
@@ -70,6 +72,10 @@ class Gateway:
             store = MeteredStore(settings.resolved_image_store, metrics.store)
         except (ValueError, ImportError) as error:
             raise BadSetting(f"KOALA_IMAGE_STORE: {error}.") from None
+        try:
+            loras = LoraFolder(settings.lora_dir)
+        except ValueError as error:
+            raise BadSetting(f"KOALA_LORA_DIR: {error}.") from None
         queue = JobQueue(connection, settings)
         metrics, tasks = Metrics(), set[asyncio.Task[None]]()
         fleet = Fleet(connection, queue.keys)
@@ -86,6 +92,7 @@ class Gateway:
             forecasts=forecasts,
             ledger=ledger,
             store=store,
+            loras=loras,
             retention=Retention(connection, queue.keys, store, settings),
             keyring=_keyring(settings),
             rate_limits=RateLimits(connection, settings),

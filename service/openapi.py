@@ -10,6 +10,7 @@ from typing import Any, Final
 from fastapi import FastAPI
 
 from koala.catalogue import ModelCard
+from koala.lora import LoraFolder
 from koala.schedulers import SCHEDULERS
 from koala.settings import Settings
 from koala.spec import MAX_SEED
@@ -30,7 +31,7 @@ _METHODS: Final = ("get", "post")
 _IMAGES: Final = "/v1/images/{name}"
 
 
-def install(app: FastAPI, card: ModelCard, settings: Settings) -> None:
+def install(app: FastAPI, card: ModelCard, settings: Settings, loras: LoraFolder) -> None:
     """Make ``app`` serve the narrowed document."""
     plain = app.openapi
 
@@ -40,6 +41,7 @@ def install(app: FastAPI, card: ModelCard, settings: Settings) -> None:
             request = document["components"]["schemas"]["GenerationRequest"]
             for field, schema in _fields(card, settings).items():
                 _replace(request["properties"][field], schema)
+            _narrow_loras(document, loras.names())
             request["not"] = {"anyOf": _contradictions(card)}
             _narrow_parameters(document, settings)
             _name_keys(document, settings)
@@ -77,6 +79,16 @@ def _fields(card: ModelCard, settings: Settings) -> dict[str, _Schema]:
     if settings.webhook_secret is None:
         refused["webhook_url"] = _NULL
     return optional | {"prompt": prompt} | refused
+
+
+def _narrow_loras(document: _Schema, names: list[str]) -> None:
+    """Name the LoRAs that are there when the document is first asked for."""
+    schemas = document["components"]["schemas"]
+    if names:
+        _replace(schemas["LoraRequest"]["properties"]["name"], {"enum": names})
+    else:
+        none = {"type": "array", "maxItems": 0}
+        _replace(schemas["GenerationRequest"]["properties"]["lora"], {"anyOf": [none, _NULL]})
 
 
 def _names(card: ModelCard, settings: Settings) -> list[str]:

@@ -6,10 +6,11 @@ from typing import Final
 
 from koala.catalogue import ModelCard
 from koala.errors import InvalidRequest, ModelNotFound
+from koala.lora import LoraFolder, LoraUse, UnknownLora
 from koala.schedulers import SCHEDULERS
 from koala.settings import Settings
 from koala.spec import MAX_SEED, JobSpec, Quality, new_images_id
-from service.requests import GenerationRequest, RequestQuality
+from service.requests import GenerationRequest, LoraRequest, RequestQuality
 from service.webhooks.target import check_webhook_url
 
 _QUALITY: Final[dict[RequestQuality, Quality]] = {
@@ -28,6 +29,7 @@ def plan(
     request: GenerationRequest,
     card: ModelCard,
     settings: Settings,
+    loras: LoraFolder,
     owner: str = "",
     base_url: str = "",
 ) -> JobSpec:
@@ -71,6 +73,7 @@ def plan(
         guidance_scale=guidance_scale,
         seed=_seed(request.seed, n),
         scheduler=request.scheduler,
+        lora=_lora(request.lora or [], loras),
         output_format=request.output_format or "png",
         output_compression=_compression(request),
         quality=quality,
@@ -166,6 +169,22 @@ def _check_scheduler(scheduler: str | None, steps: int) -> None:
             f"`scheduler` {reason}: ask for fewer by `num_inference_steps` or `quality`.",
             param="scheduler",
         )
+
+
+def _lora(wanted: list[LoraRequest], loras: LoraFolder) -> tuple[LoraUse, ...]:
+    if wanted and not loras.is_configured:
+        raise InvalidRequest("`lora` is not possible here: this server has no LoRAs.", param="lora")
+    for i, each in enumerate(wanted):
+        try:
+            loras.find(each.name)
+        except UnknownLora as error:
+            raise InvalidRequest(
+                f"`lora.{i}.name`: {error}. `GET /v1/models` lists all.", param=f"lora.{i}.name"
+            ) from None
+    return tuple(
+        LoraUse(name=each.name, weight=1.0 if each.weight is None else each.weight)
+        for each in wanted
+    )
 
 
 def _guidance(scale: float | None, card: ModelCard) -> float:

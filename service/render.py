@@ -65,6 +65,7 @@ async def job_body(
         num_inference_steps=spec.num_inference_steps,
         guidance_scale=spec.guidance_scale,
         scheduler=spec.scheduler,
+        lora=spec.lora,
         output_format=spec.output_format,
         output_compression=spec.output_compression,
         response_format=spec.response_format,
@@ -108,6 +109,7 @@ async def images_body(
         num_inference_steps=spec.num_inference_steps,
         guidance_scale=spec.guidance_scale,
         scheduler=spec.scheduler,
+        lora=spec.lora,
         timings=Timings(
             queued_seconds=_between(record.created_at, started),
             run_seconds=_between(started, ended),

@@ -18,6 +18,7 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
+from koala.lora import MAX_LORA_WEIGHT, MAX_LORAS
 from koala.schedulers import SCHEDULERS, canonical_name
 from koala.spec import MAX_PREVIEWS, MAX_SEED, OutputFormat, Priority, ResponseFormat
 
@@ -76,6 +77,24 @@ WHOLE: Final = BeforeValidator(_whole)
 Text = Annotated[str, AfterValidator(_plain_text)]
 ShortText = Annotated[Text, Field(max_length=512)]
 SchedulerText = Annotated[str, AfterValidator(_scheduler_name)]
+
+
+class LoraRequest(BaseModel):
+    """One LoRA and how much of it."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    name: Annotated[ShortText, Field(description="Its name; see `GET /v1/models`.")]
+    weight: Annotated[
+        float | None,
+        Field(
+            ge=-MAX_LORA_WEIGHT,
+            le=MAX_LORA_WEIGHT,
+            allow_inf_nan=False,
+            description="How strongly it works; null: 1, what it was trained for.",
+        ),
+        Must(f"a number from {-MAX_LORA_WEIGHT:g} to {MAX_LORA_WEIGHT:g}"),
+    ] = None
 
 
 class GenerationRequest(BaseModel):
@@ -180,6 +199,13 @@ class GenerationRequest(BaseModel):
         Field(
             description=f"How noise becomes an image: {', '.join(SCHEDULERS)}; what diffusers, "
             "AUTOMATIC1111 and ComfyUI call these works too. Null: the model's own."
+        ),
+    ] = None
+    lora: Annotated[
+        list[LoraRequest] | None,
+        Field(
+            max_length=MAX_LORAS,
+            description="What to add to the model for this request; null: nothing.",
         ),
     ] = None
     previews: Annotated[

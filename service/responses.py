@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
+from koala.lora import LoraUse
 from koala.spec import JobError, OutputFormat, Progress, Quality, ResponseFormat
 
 
@@ -66,6 +67,7 @@ class ImagesResponse(BaseModel):
     num_inference_steps: int
     guidance_scale: float
     scheduler: str | None = Field(description="Null: the model's own.")
+    lora: tuple[LoraUse, ...] = Field(description="What was added to the model.")
     timings: Timings
     warnings: list[str]
 
@@ -93,6 +95,7 @@ class Job(BaseModel):
     num_inference_steps: int
     guidance_scale: float
     scheduler: str | None = Field(description="Null: the model's own.")
+    lora: tuple[LoraUse, ...] = Field(description="What was added to the model.")
     output_format: OutputFormat
     output_compression: int
     response_format: ResponseFormat
@@ -126,6 +129,7 @@ class Capabilities(BaseModel):
     default_guidance_scale: float
     max_guidance_scale: float
     schedulers: list[str]
+    loras: list[str] = Field(description="What requests may name in `lora`.")
     max_images: int = 10
     output_formats: list[OutputFormat] = ["png", "jpeg", "webp"]
     max_prompt_chars: int

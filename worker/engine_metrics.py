@@ -42,14 +42,15 @@ class EngineCollector(Collector):
     def _memory(self) -> GaugeMetricFamily:
         memory = GaugeMetricFamily(
             "koala_memory_bytes",
-            "Memory by what it is for: weights, samples in flight, the largest measured peaks of a "
-            "U-Net call and of a decoder call, and what calls may still take.",
+            "Memory by what it is for: weights, LoRAs, samples in flight, the largest measured "
+            "peaks of a U-Net call and of a decoder call, and what calls may still take.",
             labels=["kind"],
         )
         capacity = self._engine.capacity
         calibrations = list(capacity.calibrations.values())
         kinds: dict[str, list[int | None]] = {
             "weights": [self._weights()],
+            "loras": [self._engine.lora_bytes],
             "in_flight": [self._engine.in_flight_bytes],
             "step_peak": [max(each.step_bytes.values(), default=None) for each in calibrations],
             "decode_peak": [each.decode_bytes for each in calibrations],

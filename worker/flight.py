@@ -161,4 +161,5 @@ class Flight:
             seed=self.spec.image_seed(index),
             scheduler=self.spec.scheduler,
             preview_steps=frozenset(self.spec.preview_steps),
+            lora=self.spec.lora,
         )

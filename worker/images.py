@@ -19,6 +19,7 @@ from PIL.Image import Exif, Image
 from PIL.Image import open as open_image
 from PIL.PngImagePlugin import PngInfo
 
+from koala.lora import LoraUse
 from koala.spec import OutputFormat
 
 DIGITAL_SOURCE_TYPE: Final = (
@@ -65,6 +66,7 @@ class ImageMetadata:
         width: Pixels.
         height: Pixels.
         created: An aware time.
+        lora: What was added to the model.
 
     Raises:
         ValueError: ``created`` has no time zone.
@@ -81,6 +83,7 @@ class ImageMetadata:
     width: int
     height: int
     created: datetime
+    lora: tuple[LoraUse, ...] = ()
 
     def __post_init__(self) -> None:
         if self.created.tzinfo is None:
@@ -98,7 +101,8 @@ class ImageMetadata:
             "Model": self.model,
             "Version": self.software,
         }
-        lines = [self.prompt]
+        # That tool has them in the prompt, and reads them there.
+        lines = [" ".join([self.prompt, *map(str, self.lora)])]
         if self.negative_prompt:
             lines.append(f"Negative prompt: {self.negative_prompt}")
         lines.append(", ".join(f"{name}: {_quote(str(value))}" for name, value in fields.items()))

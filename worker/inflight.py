@@ -20,7 +20,16 @@ from worker.admission import EXECUTION_TTL, Admission, ServedModel
 from worker.beat import Beat
 from worker.boarding import Boarding
 from worker.draining import drain
-from worker.engine import DoesNotFit, Engine, EngineEvent, Failed, Finished, Preview, Progress
+from worker.engine import (
+    DoesNotFit,
+    Engine,
+    EngineEvent,
+    Failed,
+    Finished,
+    LoraError,
+    Preview,
+    Progress,
+)
 from worker.fencing import FencedJob, LeaseLost
 from worker.flight import Flight, ImageKey, Outcome
 from worker.gallery import Gallery
@@ -224,8 +233,7 @@ class InflightWorker(SteadyWorker):
             case Failed(error=error):
                 log.error("a sample failed", job_id=flight.id, exc_info=error)
                 message = str(error) or type(error).__name__
-                code = "does_not_fit" if isinstance(error, DoesNotFit) else "generation_failed"
-                self._decide(flight, Outcome.failed(code, message))
+                self._decide(flight, Outcome.failed(_code(error), message))
 
     def _collect(self) -> None:
         """Note which images are stored by now; rest if that is all there is to wait for."""
@@ -373,3 +381,13 @@ class InflightWorker(SteadyWorker):
     def request_stop_job(self, job_id: str) -> None:
         """Stop a job in flight; ids of other jobs are passed over."""
         self._stops.put(job_id)
+
+
+def _code(error: Exception) -> str:
+    match error:
+        case DoesNotFit():
+            return "does_not_fit"
+        case LoraError():
+            return "lora_unusable"
+        case _:
+            return "generation_failed"

@@ -33,6 +33,7 @@ _ENDS: Final = (
     ("failed", "generation_failed"),
     ("failed", "image_store_error"),
     ("failed", "invalid_job"),
+    ("failed", "lora_unusable"),
     ("failed", "timeout"),
     ("failed", "worker_died"),
 )

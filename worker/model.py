@@ -1,6 +1,7 @@
 """Loads the model as the settings ask for it, for the worker and for the measurement."""
 
 from koala.catalogue import ModelCard
+from koala.lora import LoraFolder
 from koala.settings import Settings
 from worker.engine import ModelLoadError, ResidentPipeline, SpeedUps
 from worker.engine.loading import device_of, dtype_of
@@ -17,6 +18,10 @@ def load(settings: Settings, card: ModelCard) -> ResidentPipeline:
     Raises:
         CannotLoad: It cannot be loaded.
     """
+    try:
+        loras = LoraFolder(settings.lora_dir)
+    except ValueError as error:
+        raise CannotLoad(f"KOALA_LORA_DIR: {error}") from None
     try:
         device = device_of(settings.device)
         residency = choose(settings, card, device, dtype_of(settings.dtype, device))
@@ -36,6 +41,7 @@ def load(settings: Settings, card: ModelCard) -> ResidentPipeline:
                 most_rows=settings.max_batch_rows,
             ),
             residency=residency,
+            loras=loras,
         )
     except (ModelLoadError, NothingFits) as error:
         raise CannotLoad(" ".join(str(error).split())) from None

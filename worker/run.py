@@ -172,6 +172,7 @@ def _build(
             width=image.width,
             height=image.height,
             created=datetime.now(UTC),
+            lora=spec.lora,
         )
 
     return InflightWorker(

@@ -103,6 +103,7 @@ async def generate(
         body,
         gateway.card,
         gateway.settings,
+        gateway.loras,
         principal.owner,
         base_url=gateway.base_url(request),
     )

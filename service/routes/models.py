@@ -75,6 +75,7 @@ async def _model(gateway: Gateway) -> Model:
             default_guidance_scale=card.guidance_scale,
             max_guidance_scale=card.max_guidance_scale,
             schedulers=list(SCHEDULERS),
+            loras=gateway.loras.names(),
             max_prompt_chars=gateway.settings.max_prompt_chars,
         ),
     )

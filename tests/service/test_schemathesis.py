@@ -27,7 +27,9 @@ def test_no_request_shows_that_the_document_and_the_gateway_disagree(
     settings: Settings, worker: FakeWorker, tmp_path: Path
 ) -> None:
     # Waiting longer than this would end in a 504, which is an answer but none to learn from.
-    settings = settings.model_copy(update={"sync_timeout": 20.0})
+    for name in ("watercolour", "slider"):
+        (tmp_path / f"{name}.safetensors").touch()
+    settings = settings.model_copy(update={"sync_timeout": 20.0, "lora_dir": tmp_path})
     worker.advertise(expires_at="2100-01-01T00:00:00Z")
     with serving(settings) as served, worker.working():
         # So that there is something to list before the first request is made up.

@@ -3,15 +3,19 @@
 from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeAlias
 
 import torch
 
+from worker.engine.lora import AppliedLora
 from worker.engine.pipeline import ResidentPipeline
 from worker.engine.request import SampleRequest
 
 # An SDXL entry takes 310 KiB in fp16, so a full cache takes 40 MiB.
 _ENTRIES: Final = 128
+
+# A text, and the LoRAs that change how it is encoded: their stamps and weights.
+_Key: TypeAlias = tuple[str, tuple[tuple[str, float], ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,34 +42,56 @@ class PromptCache:
     def __init__(self, pipeline: ResidentPipeline, entries: int = _ENTRIES) -> None:
         self._pipeline = pipeline
         self._entries = entries
-        self._cache: OrderedDict[str, Conditioning] = OrderedDict()
+        self._cache: OrderedDict[_Key, Conditioning] = OrderedDict()
         self._zeros: Conditioning | None = None
 
     def __len__(self) -> int:
         return len(self._cache)
 
     def warm(self, requests: Iterable[SampleRequest]) -> None:
-        """Encode, in one batch, what the requests need and the cache lacks."""
-        wanted = dict.fromkeys(text for request in requests for text in self._texts(request))
-        missing = [text for text in wanted if text not in self._cache]
+        """Encode, in one batch, what the requests need and the cache lacks.
+
+        Raises:
+            LoraError: A LoRA of one of them cannot be used.
+        """
+        missing: dict[_Key, tuple[AppliedLora, ...]] = {}
+        for request in requests:
+            loras = self._loras(request)
+            for text in self._texts(request):
+                if (key := _key(text, loras)) not in self._cache:
+                    missing[key] = loras
         if missing:
-            prompt_embeds, pooled_prompt_embeds = self._pipeline.encode_prompts(missing)
+            prompt_embeds, pooled_prompt_embeds = self._pipeline.encode_prompts(
+                [text for text, _ in missing], list(missing.values())
+            )
             # Clones, or each entry would keep its whole batch alive.
-            for i, text in enumerate(missing):
+            for i, key in enumerate(missing):
                 self._remember(
-                    text,
+                    key,
                     Conditioning(
                         prompt_embeds[i : i + 1].clone(), pooled_prompt_embeds[i : i + 1].clone()
                     ),
                 )
 
     def conditioning(self, request: SampleRequest) -> tuple[Conditioning, Conditioning | None]:
-        """The positive conditioning and, with guidance, the negative one."""
-        positive = self._look_up(request.prompt)
+        """The positive conditioning and, with guidance, the negative one.
+
+        Raises:
+            LoraError: A LoRA of the request cannot be used.
+        """
+        loras = self._loras(request)
+        positive = self._look_up(request.prompt, loras)
         if not request.is_guided:
             return positive, None
         text = self._negative_text(request)
-        return positive, self._zeros_like(positive) if text is None else self._look_up(text)
+        if text is None:
+            return positive, self._zeros_like(positive)
+        return positive, self._look_up(text, loras)
+
+    def _loras(self, request: SampleRequest) -> tuple[AppliedLora, ...]:
+        """Those of the request's LoRAs that change its prompts."""
+        taken = self._pipeline.loras.take(request.lora)
+        return tuple(lora for lora in taken if lora.adapter.changes_prompts)
 
     def _texts(self, request: SampleRequest) -> list[str]:
         negative = self._negative_text(request) if request.is_guided else None
@@ -77,16 +103,17 @@ class PromptCache:
             return ""
         return request.negative_prompt
 
-    def _look_up(self, text: str) -> Conditioning:
-        found = self._cache.get(text)
+    def _look_up(self, text: str, loras: tuple[AppliedLora, ...]) -> Conditioning:
+        key = _key(text, loras)
+        found = self._cache.get(key)
         if found is None:
-            found = Conditioning(*self._pipeline.encode_prompts([text]))
-        self._remember(text, found)
+            found = Conditioning(*self._pipeline.encode_prompts([text], [loras]))
+        self._remember(key, found)
         return found
 
-    def _remember(self, text: str, conditioning: Conditioning) -> None:
-        self._cache[text] = conditioning
-        self._cache.move_to_end(text)
+    def _remember(self, key: _Key, conditioning: Conditioning) -> None:
+        self._cache[key] = conditioning
+        self._cache.move_to_end(key)
         while len(self._cache) > self._entries:
             self._cache.popitem(last=False)
 
@@ -97,3 +124,7 @@ class PromptCache:
                 torch.zeros_like(positive.pooled_prompt_embeds),
             )
         return self._zeros
+
+
+def _key(text: str, loras: tuple[AppliedLora, ...]) -> _Key:
+    return text, tuple((lora.adapter.stamp, lora.weight) for lora in loras)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
+from worker.engine.lora import RowLoras
 from worker.engine.pipeline import ResidentPipeline
 from worker.engine.sample import Sample
 
@@ -27,6 +28,8 @@ class Batch:
         self._prompt_embeds = torch.cat([c.prompt_embeds for c in conditionings])
         self._pooled_prompt_embeds = torch.cat([c.pooled_prompt_embeds for c in conditionings])
         self._add_time_ids = torch.cat([s.add_time_ids for s in (*guided, *self.samples)])
+        loras = [sample.lora for sample in (*guided, *self.samples)]
+        self._loras = RowLoras(loras, self._prompt_embeds.device) if any(loras) else None
         # In fp32, because fp16 would round the scale itself.
         self._guidance_scales = torch.tensor(
             [sample.request.guidance_scale for sample in guided],
@@ -65,11 +68,16 @@ class Batch:
             self._add_time_ids,
         )
         if most_rows is None or self.rows <= most_rows:
-            return pipeline.predict_noise(*rows)
-        parts = [slice(start, start + most_rows) for start in range(0, self.rows, most_rows)]
-        return torch.cat(
-            [pipeline.predict_noise(*(tensor[part] for tensor in rows)) for part in parts]
-        )
+            return pipeline.predict_noise(*rows, self._loras)
+        predicted = []
+        for start in range(0, self.rows, most_rows):
+            part = slice(start, start + most_rows)
+            latents, times, embeds, pooled, time_ids = (tensor[part] for tensor in rows)
+            loras = self._loras.part_of(part) if self._loras else None
+            predicted.append(
+                pipeline.predict_noise(latents, times, embeds, pooled, time_ids, loras)
+            )
+        return torch.cat(predicted)
 
     def guide(self, noise_pred: torch.Tensor) -> torch.Tensor:
         """Classifier-free guidance (https://arxiv.org/abs/2207.12598): rows to (samples, C, h, w).

@@ -95,6 +95,11 @@ class Engine:
         return sum(sample.bytes for sample in samples if sample is not None)
 
     @property
+    def lora_bytes(self) -> int:
+        """Bytes of the LoRAs at hand. May be called from any thread."""
+        return self._pipeline.loras.bytes
+
+    @property
     def has_room(self) -> bool:
         """Whether one more sample, of whichever size, would be of use now."""
         return not self._is_full and self._batcher.has_room
@@ -228,6 +233,7 @@ class Engine:
     def _make_room(self, size: Size, outcome: StepOutcome) -> None:
         """Memory ran out in a step: try less from now on, the youngest first having to wait."""
         self._tick.out_of_memory += 1
+        self._pipeline.loras.clear()
         most = self.capacity.ran_out(size, outcome.tried)
         gone = self._batcher.shrink(size, most)
         self._tick.put_back += len(gone)

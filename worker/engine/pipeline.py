@@ -1,16 +1,18 @@
 """The model in memory, and the few calls that the engine makes to it."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from koala.catalogue import HubSource
+from koala.lora import LoraFolder
 from worker.engine import device as devices
 from worker.engine.compiled import UNetCall
 from worker.engine.loading import ModelLoadError, load_pipeline
+from worker.engine.lora import AppliedLora, Part, RowLoras, Shelf
 from worker.engine.projection import Projection
 from worker.engine.residency import Residency
 from worker.engine.schedulers import Schedulers
@@ -27,6 +29,7 @@ class ResidentPipeline:
         name: What the checkpoint was loaded as.
         speed_ups: Applied to the models in place.
         residency: Where the parts are kept.
+        loras: What samples may ask for; ``None``: none.
 
     Raises:
         ModelLoadError: A speed-up does not work here, or the latent-to-RGB map is malformed.
@@ -38,6 +41,7 @@ class ResidentPipeline:
         name: str,
         speed_ups: SpeedUps = NO_SPEED_UPS,
         residency: Residency = Residency.ALL,
+        loras: LoraFolder | None = None,
     ) -> None:
         self.name = name
         self.residency = residency
@@ -54,6 +58,12 @@ class ResidentPipeline:
         self.max_prompt_tokens: int = pipeline.tokenizer.model_max_length - 2
         self.projection = _projection(pipeline)
         self.tiny_decoder: TinyDecoder | None = None
+        models: dict[Part, Any] = {
+            "unet": self._unet,
+            "text_encoder": pipeline.text_encoder,
+            "text_encoder_2": pipeline.text_encoder_2,
+        }
+        self.loras = Shelf(loras or LoraFolder(None), models, self.device, self.dtype)
 
     @classmethod
     def load(
@@ -68,6 +78,7 @@ class ResidentPipeline:
         preview_decoder: Path | None = None,
         fp16_vae: HubSource | None = None,
         residency: Residency = Residency.ALL,
+        loras: LoraFolder | None = None,
     ) -> "ResidentPipeline":
         """Load a diffusers folder or a hub id; safetensors only, and no code from the checkpoint.
 
@@ -83,6 +94,7 @@ class ResidentPipeline:
             fp16_vae: Takes, in fp16, the place of a VAE that overflows there; ``None``: such a
                 VAE stays in fp32.
             residency: Where to keep its parts.
+            loras: What samples may ask for; ``None``: none.
 
         Raises:
             ModelLoadError: It cannot be loaded or sped up; the message says why, in one line.
@@ -99,7 +111,7 @@ class ResidentPipeline:
             overrides = scheduler_overrides or {}
             return load_pipeline(model, revision, device, dtype, overrides, fp16_vae, residency)
 
-        resident = cls(load(), str(model), speed_ups, residency)
+        resident = cls(load(), str(model), speed_ups, residency, loras)
         resident._load = load
         if preview_decoder is not None:
             channels = int(resident._unet.config.in_channels)
@@ -124,6 +136,7 @@ class ResidentPipeline:
         self._unet.to("meta")
         self._vae.to("meta")
         self._text.empty()
+        self.loras.clear()
         # What was compiled for these weights holds on to them.
         self._run_unet = self._unet
         devices.release(self.device)
@@ -202,14 +215,21 @@ class ResidentPipeline:
         """
         return self._text.count_tokens(prompt)
 
-    def encode_prompts(self, prompts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+    def encode_prompts(
+        self, prompts: list[str], loras: Sequence[Sequence[AppliedLora]] = ()
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Encode prompts in one batch, each cut to what the tokenizer's window holds.
+
+        Args:
+            prompts: The texts.
+            loras: What to encode each of them with; empty: all without.
 
         Returns:
             ``prompt_embeds`` (n, tokens, cross_attention_dim): both encoders' last but one hidden
             states side by side; ``pooled_prompt_embeds`` (n, projection_dim): the second's.
         """
-        prompt_embeds, pooled_prompt_embeds = self._text.encode(prompts)
+        rows = RowLoras(loras, self.device)
+        prompt_embeds, pooled_prompt_embeds = self._text.encode(prompts, rows)
         return prompt_embeds.to(self.dtype), pooled_prompt_embeds.to(self.dtype)
 
     def predict_noise(
@@ -219,15 +239,21 @@ class ResidentPipeline:
         prompt_embeds: torch.Tensor,
         pooled_prompt_embeds: torch.Tensor,
         add_time_ids: torch.Tensor,
+        loras: RowLoras | None = None,
     ) -> torch.Tensor:
         """One U-Net call. Every argument has one entry per row, ``timesteps`` (rows,) included."""
-        noise_pred, *_ = self._run_unet(
-            latents,
-            timesteps,
-            encoder_hidden_states=prompt_embeds,
-            added_cond_kwargs={"text_embeds": pooled_prompt_embeds, "time_ids": add_time_ids},
-            return_dict=False,
-        )
+        with ExitStack() as stack:
+            call = self._run_unet
+            if loras is not None and stack.enter_context(loras.applied("unet", self._unet)):
+                # A compiled U-Net knows nothing of what is added.
+                call = self._unet
+            noise_pred, *_ = call(
+                latents,
+                timesteps,
+                encoder_hidden_states=prompt_embeds,
+                added_cond_kwargs={"text_embeds": pooled_prompt_embeds, "time_ids": add_time_ids},
+                return_dict=False,
+            )
         return noise_pred
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from koala.lora import LoraUse
 from worker.batching import Size
 
 # Any hashable: the engine compares keys and hands them back, and never looks inside.
@@ -27,6 +28,7 @@ class SampleRequest:
             schedulers add in every step.
         scheduler: A key of ``koala.schedulers.SCHEDULERS``; ``None`` for the checkpoint's own.
         preview_steps: After which of its steps, counted from 1, a preview is wanted.
+        lora: What is added to the model for this image.
     """
 
     key: SampleKey
@@ -39,6 +41,7 @@ class SampleRequest:
     seed: int
     scheduler: str | None = None
     preview_steps: frozenset[int] = frozenset()
+    lora: tuple[LoraUse, ...] = ()
 
     @property
     def size(self) -> Size:

@@ -26,6 +26,7 @@ class Sample:
     Raises:
         ValueError: There is no such scheduler, the checkpoint does not go with it, or it cannot
             make a schedule of so many steps.
+        LoraError: One of its LoRAs cannot be used.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class Sample:
         self.request = request
         self.positive = positive
         self.negative = negative
+        self.lora = pipeline.loras.take(request.lora)
         self.shape = pipeline.latent_shape(request.width, request.height)
         self._scheduler = pipeline.new_scheduler(request.num_inference_steps, request.scheduler)
         self._timesteps: torch.Tensor = self._scheduler.timesteps

@@ -8,14 +8,21 @@ import torch
 from torch.func import functional_call
 
 from worker.engine.device import Upload, Uploads
+from worker.engine.lora import Part, RowLoras
 
 Call: TypeAlias = Callable[[torch.Tensor], Any]
+
+_PARTS: Final[tuple[Part, ...]] = ("text_encoder", "text_encoder_2")
 
 _ARGUMENTS: Final[dict[str, Any]] = {"output_hidden_states": True}
 
 
 class TextEncoder(Protocol):
     """One CLIP text encoder."""
+
+    @property
+    def module(self) -> torch.nn.Module:
+        """transformers' model, whose layers LoRAs add to."""
 
     @property
     def bytes(self) -> int:
@@ -36,20 +43,20 @@ class ResidentEncoder:
     """
 
     def __init__(self, module: torch.nn.Module) -> None:
-        self._module = module.eval()
+        self.module = module.eval()
 
     @property
     def bytes(self) -> int:
         """As :attr:`TextEncoder.bytes`."""
-        return sum(p.numel() * p.element_size() for p in self._module.parameters())
+        return sum(p.numel() * p.element_size() for p in self.module.parameters())
 
     def fetch(self) -> Call:
         """As :meth:`TextEncoder.fetch`."""
-        return lambda tokens: self._module(tokens, **_ARGUMENTS)
+        return lambda tokens: self.module(tokens, **_ARGUMENTS)
 
     def empty(self) -> None:
         """As :meth:`TextEncoder.empty`."""
-        self._module.to("meta")
+        self.module.to("meta")
 
 
 class OffloadedEncoder:
@@ -69,14 +76,14 @@ class OffloadedEncoder:
         self._kept = {name: uploads.keep(tensor.detach()) for name, tensor in named}
         self._uploads = uploads
         # Without weights of its own, the module cannot compute with any but those it is given.
-        self._module = module.eval().to("meta")
+        self.module = module.eval().to("meta")
 
     def fetch(self) -> Call:
         """As :meth:`TextEncoder.fetch`."""
         upload: Upload = self._uploads.begin(self._kept)
 
         def call(tokens: torch.Tensor) -> Any:
-            return functional_call(self._module, dict(upload.wait()), (tokens,), _ARGUMENTS)
+            return functional_call(self.module, dict(upload.wait()), (tokens,), _ARGUMENTS)
 
         return call
 
@@ -112,8 +119,8 @@ class TextEncoders:
         tokenizer, _ = self._encoders[0]
         return len(tokenizer(prompt, add_special_tokens=False, verbose=False).input_ids)
 
-    def encode(self, prompts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Encode prompts in one batch, each cut to what the tokenizer's window holds.
+    def encode(self, prompts: list[str], loras: RowLoras) -> tuple[torch.Tensor, torch.Tensor]:
+        """Encode prompts in one batch, each with its LoRAs and cut to the tokenizer's window.
 
         Returns:
             Both encoders' last but one hidden states side by side, (n, tokens, width), and the
@@ -122,7 +129,7 @@ class TextEncoders:
         # All begin to come before the first one encodes: the second's way is the longest.
         calls = [encoder.fetch() for _, encoder in self._encoders]
         hidden_states = []
-        for tokenizer, _ in self._encoders:
+        for part, (tokenizer, encoder) in zip(_PARTS, self._encoders, strict=True):
             tokens = tokenizer(
                 prompts,
                 padding="max_length",
@@ -131,6 +138,7 @@ class TextEncoders:
                 return_tensors="pt",
             )
             # Popped, so that an encoder leaves the device before the next one encodes.
-            output = calls.pop(0)(tokens.input_ids.to(self._device))
+            with loras.applied(part, encoder.module):
+                output = calls.pop(0)(tokens.input_ids.to(self._device))
             hidden_states.append(output.hidden_states[-2])
         return torch.cat(hidden_states, dim=-1), output.text_embeds

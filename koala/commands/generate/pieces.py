@@ -57,6 +57,21 @@ def collect(
     return [_single(prompt, request, output)]
 
 
+def parse_lora(text: str) -> dict[str, Any]:
+    """The request's form of ``NAME`` or ``NAME:WEIGHT``.
+
+    Raises:
+        UsageError: The weight is no number.
+    """
+    name, colon, weight = text.partition(":")
+    if not colon:
+        return {"name": name}
+    try:
+        return {"name": name, "weight": float(weight)}
+    except ValueError:
+        raise UsageError(f"--lora: {text}: the weight {weight!r} is no number.") from None
+
+
 def _single(prompt: str, request: dict[str, Any], output: Path | None) -> Piece:
     """One prompt, drawn into ``output`` or a file named after it."""
     if output is None:

@@ -1,5 +1,7 @@
 """Prompts: the cache, what is encoded for whom, and counting tokens."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -16,9 +18,9 @@ class CountedCalls:
         self._encode = pipeline.encode_prompts
         monkeypatch.setattr(pipeline, "encode_prompts", self)
 
-    def __call__(self, prompts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+    def __call__(self, prompts: list[str], loras: Any = ()) -> tuple[torch.Tensor, torch.Tensor]:
         self.batches.append(prompts)
-        return self._encode(prompts)
+        return self._encode(prompts, loras)
 
 
 @pytest.fixture

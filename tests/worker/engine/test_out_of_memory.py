@@ -311,8 +311,8 @@ def test_prompts_that_ran_out_of_memory_together_are_encoded_one_by_one(
 ) -> None:
     encode = pipeline.encode_prompts
 
-    def only_one(prompts: list[str]) -> Any:
-        return ran_out() if len(prompts) > 1 else encode(prompts)
+    def only_one(prompts: list[str], *args: Any) -> Any:
+        return ran_out() if len(prompts) > 1 else encode(prompts, *args)
 
     monkeypatch.setattr(pipeline, "encode_prompts", only_one)
     events, _, _ = drawn_with_troubles(Engine(pipeline, max_rows=16))

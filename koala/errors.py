@@ -187,6 +187,14 @@ class DeadlineExceeded(JobFailed):
     default_code = "deadline_exceeded"
 
 
+class ContentPolicyViolation(JobFailed):
+    """The safety check withholds all images of the job."""
+
+    status = 400
+    type = "invalid_request_error"
+    default_code = "content_policy_violation"
+
+
 class JobCancelled(KoalaError):
     """The job was cancelled before it finished."""
 

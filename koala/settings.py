@@ -88,6 +88,12 @@ class Settings(BaseSettings):
         description="Folder of LoRAs, `NAME.safetensors` each, that requests may name; "
         "every part needs it. Unset: none.",
     )
+    safety_checker: Path | None = Field(
+        None,
+        description="Folder of a classifier that withholds unsafe images: diffusers' safety "
+        "checker, or a transformers image classifier with a label `nsfw` or `unsafe`. "
+        "Unset: nothing is checked.",
+    )
     torch_threads: int | None = Field(
         None, ge=1, le=256, description="CPU threads of a worker's torch. Unset: all cores."
     )

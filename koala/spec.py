@@ -14,6 +14,7 @@ OutputFormat = Literal["png", "jpeg", "webp"]
 ResponseFormat = Literal["url", "b64_json"]
 Quality = Literal["low", "medium", "high", "xhigh", "max"]
 Priority = Literal["high", "normal", "low"]
+Moderation = Literal["auto", "low"]
 
 # Most previews of an image: nobody sees more, and each is a message.
 MAX_PREVIEWS: Final = 20
@@ -60,7 +61,8 @@ class JobSpec(_Frozen):
     job, so that a second run overwrites the first one's files. ``owner`` is the name of the API key
     that the request came with, empty where nobody logs in. After ``deadline`` (Unix time in
     seconds) nobody wants the images any more. ``previews`` are shown of each image on its way.
-    ``lora`` is added to the model for these images only.
+    ``lora`` is added to the model for these images only. ``moderation`` is how strict the safety
+    check is, where there is one.
     ``webhook_url`` hears of the job's end, with image URLs that begin with ``base_url``, which is
     empty without a webhook.
     """
@@ -82,6 +84,7 @@ class JobSpec(_Frozen):
     user: str | None = None
     previews: int = Field(0, ge=0, le=MAX_PREVIEWS)
     lora: tuple[LoraUse, ...] = Field((), max_length=MAX_LORAS)
+    moderation: Moderation = "auto"
     owner: str = ""
     priority: Priority = "normal"
     deadline: float | None = Field(None, ge=0)

@@ -1,11 +1,24 @@
 """What a client hears of a job that did not complete, or not in time."""
 
 import time
+from typing import Final
 
-from koala.errors import DeadlineExceeded, JobCancelled, JobFailed, KoalaError, WaitTimeout
+from koala.errors import (
+    ContentPolicyViolation,
+    DeadlineExceeded,
+    JobCancelled,
+    JobFailed,
+    KoalaError,
+    WaitTimeout,
+)
 from koala.spec import JobError, JobRecord
 from service.gateway import Gateway
 from service.waiting import dismissal, job_headers
+
+_BY_CODE: Final[dict[str, type[JobFailed]]] = {
+    "deadline_exceeded": DeadlineExceeded,
+    "content_policy_violation": ContentPolicyViolation,
+}
 
 
 def failure(record: JobRecord) -> KoalaError:
@@ -14,7 +27,7 @@ def failure(record: JobRecord) -> KoalaError:
     if record.state == "cancelled":
         return JobCancelled(f"The job {record.id} was cancelled.", headers=headers)
     error = record.error or JobError(message="The job failed and nobody said why.")
-    kind = DeadlineExceeded if error.code == "deadline_exceeded" else JobFailed
+    kind = _BY_CODE.get(error.code, JobFailed)
     return kind(error.message, code=error.code, headers=headers)
 
 

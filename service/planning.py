@@ -74,6 +74,7 @@ def plan(
         seed=_seed(request.seed, n),
         scheduler=request.scheduler,
         lora=_lora(request.lora or [], loras),
+        moderation=request.moderation or "auto",
         output_format=request.output_format or "png",
         output_compression=_compression(request),
         quality=quality,

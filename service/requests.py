@@ -20,7 +20,7 @@ from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from koala.lora import MAX_LORA_WEIGHT, MAX_LORAS
 from koala.schedulers import SCHEDULERS, canonical_name
-from koala.spec import MAX_PREVIEWS, MAX_SEED, OutputFormat, Priority, ResponseFormat
+from koala.spec import MAX_PREVIEWS, MAX_SEED, Moderation, OutputFormat, Priority, ResponseFormat
 
 RequestQuality = Literal["low", "medium", "high", "xhigh", "max", "auto", "standard", "hd"]
 
@@ -148,7 +148,8 @@ class GenerationRequest(BaseModel):
         Field(description="Images are opaque; transparent is refused."),
     ] = None
     moderation: Annotated[
-        Literal["low", "auto"] | None, Field(description="Accepted for compatibility.")
+        Moderation | None,
+        Field(description="How strict the safety check is, where there is one; null: auto."),
     ] = None
     stream: Annotated[
         bool | None,

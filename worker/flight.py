@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import dataclass, field
+from typing import Final
 
 from rq.executions import Execution
 from rq.job import JobStatus
@@ -11,6 +12,10 @@ from koala.spec import ImageRef, JobError, JobResult, JobSpec, Usage
 from koala.trail import Trail
 from worker.engine import SampleRequest
 from worker.fencing import FencedJob
+
+_ALL_WITHHELD: Final = (
+    "What was drawn is withheld: the safety check refused it. Another prompt or seed may pass."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +63,10 @@ class Flight:
 
     ``outcome`` is set once the job's end is decided; until the end is written down, the lease is
     still kept. ``timeout`` is in seconds since the claim. ``in_engine`` holds the indexes of the
-    images that the engine still draws. ``truncated_tokens`` of ``text_tokens`` are beyond what the
-    model reads. Of the times, which are ``time.monotonic()``'s, ``began_at`` is when its first step
-    began; ``denoised_at`` and ``decoded_at`` are of the last of its images.
+    images that the engine still draws, ``withheld`` of those that the safety check refused.
+    ``truncated_tokens`` of ``text_tokens`` are beyond what the model reads. Of the times, which are
+    ``time.monotonic()``'s, ``began_at`` is when its first step began; ``denoised_at`` and
+    ``decoded_at`` are of the last of its images.
     """
 
     job: FencedJob
@@ -77,12 +83,14 @@ class Flight:
     outcome: Outcome | None = None
     steps: list[int] = field(init=False)
     images: list[ImageRef | None] = field(init=False)
+    withheld: set[int] = field(init=False)
     in_engine: set[int] = field(init=False)
     requests: list[SampleRequest] = field(init=False)
 
     def __post_init__(self) -> None:
         self.steps = [0] * self.spec.n
         self.images = [None] * self.spec.n
+        self.withheld = set()
         self.in_engine = set()
         self.requests = [self._request(index) for index in range(self.spec.n)]
 
@@ -117,8 +125,8 @@ class Flight:
 
     @property
     def images_to_store(self) -> int:
-        """Images not stored yet."""
-        return self.images.count(None)
+        """Images neither stored nor withheld yet."""
+        return self.images.count(None) - len(self.withheld)
 
     def advance(self, index: int, step: int, seconds: float) -> None:
         """Note that image ``index`` has done ``step`` steps, the last of them in ``seconds``."""
@@ -136,18 +144,35 @@ class Flight:
     def store(self, index: int, image: ImageRef) -> None:
         """Note that an image is stored; with the last one the outcome is there."""
         self.images[index] = image
+        self._settle()
+
+    def withhold(self, index: int) -> None:
+        """Note that an image must not be shown; the job fails if that is all it has."""
+        self.withheld.add(index)
+        self._settle()
+
+    def _settle(self) -> None:
+        if self.images_to_store or self.outcome is not None:
+            return
         stored = [ref for ref in self.images if ref is not None]
-        if len(stored) == self.spec.n and self.outcome is None:
-            denoised_at = self.denoised_at or time.monotonic()
-            self.outcome = Outcome.completed(
-                JobResult(
-                    images=stored,
-                    usage=Usage(text_tokens=self.text_tokens),
-                    denoise_seconds=round(denoised_at - self.admitted_at, 4),
-                    decode_and_store_seconds=round(time.monotonic() - denoised_at, 4),
-                    warnings=self.warnings,
-                )
+        if not stored:
+            self.outcome = Outcome.failed("content_policy_violation", _ALL_WITHHELD)
+            return
+        missing = [
+            f"The image with seed {self.spec.image_seed(index)} is withheld: the safety check "
+            "refused it."
+            for index in sorted(self.withheld)
+        ]
+        denoised_at = self.denoised_at or time.monotonic()
+        self.outcome = Outcome.completed(
+            JobResult(
+                images=stored,
+                usage=Usage(text_tokens=self.text_tokens),
+                denoise_seconds=round(denoised_at - self.admitted_at, 4),
+                decode_and_store_seconds=round(time.monotonic() - denoised_at, 4),
+                warnings=self.warnings + missing,
             )
+        )
 
     def _request(self, index: int) -> SampleRequest:
         return SampleRequest(

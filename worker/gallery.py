@@ -1,4 +1,4 @@
-"""Encodes and stores finished images on threads of its own, so that the engine never waits."""
+"""Checks, encodes and stores finished images on threads of its own: the engine never waits."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -12,6 +12,7 @@ from koala.spec import ImageRef
 from koala.store import ImageStore
 from worker.flight import Flight, Outcome
 from worker.images import ImageMetadata, encode_image
+from worker.safety import SafetyChecker
 
 log = structlog.get_logger()
 
@@ -20,7 +21,7 @@ _THREADS: Final = 2
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """What became of one image: its reference, or why the job fails."""
+    """What became of one image: its reference, or why the job fails; withheld, it has neither."""
 
     flight: Flight
     index: int
@@ -34,18 +35,23 @@ class Gallery:
     Args:
         store: Where images go.
         describe: Builds the metadata that an image carries, from its flight, index and pixels.
+        safety: Says which images are withheld; ``None``: none is.
     """
 
     def __init__(
-        self, store: ImageStore, describe: Callable[[Flight, int, Image], ImageMetadata]
+        self,
+        store: ImageStore,
+        describe: Callable[[Flight, int, Image], ImageMetadata],
+        safety: SafetyChecker | None = None,
     ) -> None:
+        self.safety = safety
         self._store = store
         self._describe = describe
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="gallery")
-        self._pending: dict[Future[ImageRef], tuple[Flight, int]] = {}
+        self._pending: dict[Future[ImageRef | None], tuple[Flight, int]] = {}
 
     def take(self, flight: Flight, index: int, image: Image) -> None:
-        """Start to encode and store an image."""
+        """Start to check, encode and store an image."""
         future = self._pool.submit(self._keep, flight, index, image)
         self._pending[future] = (flight, index)
 
@@ -62,15 +68,17 @@ class Gallery:
         self._pool.shutdown(cancel_futures=True)
         self._pending.clear()
 
-    def _keep(self, flight: Flight, index: int, image: Image) -> ImageRef:
+    def _keep(self, flight: Flight, index: int, image: Image) -> ImageRef | None:
         spec = flight.spec
+        if self.safety is not None and self.safety.refuses(image, spec.moderation):
+            return None
         metadata = self._describe(flight, index, image)
         data = encode_image(image, spec.output_format, spec.output_compression, metadata)
         name = spec.image_name(index)
         self._store.put(name, data)
         return ImageRef(name=name, seed=spec.image_seed(index), size_bytes=len(data))
 
-    def _outcome(self, future: Future[ImageRef], flight: Flight, index: int) -> Stored:
+    def _outcome(self, future: Future[ImageRef | None], flight: Flight, index: int) -> Stored:
         error = future.exception()
         if error is None:
             return Stored(flight, index, image=future.result())
@@ -79,6 +87,6 @@ class Gallery:
             reason = error.strerror or str(error)
             failure = Outcome.failed("image_store_error", f"The image was not stored: {reason}.")
         else:
-            message = f"The image was not encoded: {error}"
+            message = f"The image was not checked or not encoded: {error}"
             failure = Outcome.failed("generation_failed", message)
         return Stored(flight, index, failure=failure)

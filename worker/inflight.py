@@ -116,7 +116,7 @@ class InflightWorker(SteadyWorker):
         self._landing = Landing(self, metrics, Report(name, metrics, tracer_provider))
         admission = Admission(self, self._leases, self._strays, settings, model)
         self._boarding = Boarding(self.link, admission, self._landing, self._strays)
-        self._showing = Showing(self, metrics)
+        self._showing = Showing(self, metrics, gallery.safety)
         self._clock = LoopClock(metrics.loop_seconds)
         self._herald = Herald(self, self.link)
         self._upkeep = Upkeep(
@@ -245,6 +245,9 @@ class InflightWorker(SteadyWorker):
                 stored.flight.store(stored.index, stored.image)
             elif stored.failure is not None:
                 self._decide(stored.flight, stored.failure)
+            else:
+                self._metrics.images_blocked.inc()
+                stored.flight.withhold(stored.index)
 
     def _land(self) -> None:
         """See to it that the end of every job whose end is decided gets written down."""

@@ -28,6 +28,7 @@ _LATENCY_BUCKETS: Final = (
 _ENDS: Final = (
     ("finished", ""),
     ("stopped", ""),
+    ("failed", "content_policy_violation"),
     ("failed", "deadline_exceeded"),
     ("failed", "does_not_fit"),
     ("failed", "generation_failed"),
@@ -56,9 +57,12 @@ class WorkerMetrics:
             "koala_samples_waiting", "Images admitted that wait for rows of the batch."
         )
         self.images = Counter("koala_images", "Images stored.", ["format"], registry=self.registry)
+        self.images_blocked = self._counter(
+            "koala_images_blocked", "Images that the safety check withheld."
+        )
         self.previews = Counter(
             "koala_previews",
-            "Previews, by whether they were shown or dropped to keep up.",
+            "Previews, by whether they were shown, dropped to keep up, or withheld as unsafe.",
             ["outcome"],
             registry=self.registry,
         )
@@ -128,7 +132,7 @@ class WorkerMetrics:
             self.jobs_finished.labels(*end)
         for reason in _REQUEUE_REASONS:
             self.jobs_requeued.labels(reason)
-        for outcome in ("shown", "dropped"):
+        for outcome in ("shown", "dropped", "withheld"):
             self.previews.labels(outcome)
         for output_format in ("png", "jpeg", "webp"):
             self.images.labels(output_format)

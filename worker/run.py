@@ -32,6 +32,7 @@ from worker.measurements import measured_sizes
 from worker.metrics import WorkerMetrics
 from worker.model import CannotLoad, load
 from worker.residency import predict
+from worker.safety import SafetyChecker, SafetyCheckerError
 from worker.vram import vram_of
 
 log = structlog.get_logger()
@@ -51,6 +52,7 @@ def run(settings: Settings, tracer_provider: TracerProvider | None = None) -> in
         card = _find(settings)
         metrics = WorkerMetrics()
         store = _open_store(settings, metrics)
+        safety = _safety(settings)
         connection = _reach_redis(settings)
         pipeline = load(settings, card)
         engine = Engine(pipeline, capacity=_measure(settings, card, pipeline))
@@ -63,6 +65,7 @@ def run(settings: Settings, tracer_provider: TracerProvider | None = None) -> in
             pipeline,
             engine,
             store,
+            safety,
             metrics,
             metrics_url,
             tracer_provider,
@@ -92,6 +95,15 @@ def _open_store(settings: Settings, metrics: WorkerMetrics) -> ImageStore:
         return MeteredStore(settings.resolved_image_store, metrics.store)
     except (ValueError, ImportError) as error:
         raise CannotStart(f"KOALA_IMAGE_STORE: {error}.") from None
+
+
+def _safety(settings: Settings) -> SafetyChecker | None:
+    if settings.safety_checker is None:
+        return None
+    try:
+        return SafetyChecker.load(settings.safety_checker)
+    except SafetyCheckerError as error:
+        raise CannotStart(f"KOALA_SAFETY_CHECKER: {error}.") from None
 
 
 def _reach_redis(settings: Settings) -> redis.Redis:
@@ -148,6 +160,7 @@ def _build(
     pipeline: ResidentPipeline,
     engine: Engine,
     store: ImageStore,
+    safety: SafetyChecker | None,
     metrics: WorkerMetrics,
     metrics_url: str,
     tracer_provider: TracerProvider | None,
@@ -179,7 +192,7 @@ def _build(
         settings,
         connection,
         engine,
-        Gallery(store, describe),
+        Gallery(store, describe, safety),
         model=ServedModel(
             id=card.id,
             names=frozenset({card.id, card.source, settings.model}),

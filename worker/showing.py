@@ -14,6 +14,7 @@ from worker.fencing import FencedWorker
 from worker.flight import Flight
 from worker.link import is_outage
 from worker.metrics import WorkerMetrics
+from worker.safety import SafetyChecker
 
 log = structlog.get_logger()
 
@@ -28,9 +29,13 @@ class Showing:
     Args:
         worker: In whose name.
         metrics: Where previews are counted.
+        safety: Says which previews are withheld; ``None``: none is.
     """
 
-    def __init__(self, worker: FencedWorker, metrics: WorkerMetrics) -> None:
+    def __init__(
+        self, worker: FencedWorker, metrics: WorkerMetrics, safety: SafetyChecker | None = None
+    ) -> None:
+        self._safety = safety
         self._worker = worker
         self._metrics = metrics
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="showing")
@@ -50,6 +55,9 @@ class Showing:
 
     def _publish(self, flight: Flight, index: int, step: int, image: Image.Image) -> None:
         if flight.outcome is not None:
+            return
+        if self._safety is not None and self._safety.refuses(image, flight.spec.moderation):
+            self._metrics.previews.labels("withheld").inc()
             return
         buffer = BytesIO()
         image.save(buffer, "WEBP", quality=_QUALITY)

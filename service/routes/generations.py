@@ -73,7 +73,10 @@ async def _count(request: Request, gateway: GatewayDep, principal: GeneratorDep)
             "description": "The finished images; with `stream`, events of them.",
         },
         202: {"model": Job, "description": "The job goes on; its address is in `Location`."},
-        400: {"model": ErrorBody, "description": "A field cannot be honoured."},
+        400: {
+            "model": ErrorBody,
+            "description": "A field cannot be honoured, or the safety check withholds the images.",
+        },
         **AUTH_RESPONSES,
         404: {"model": ErrorBody, "description": "The model is not served here."},
         409: {"model": ErrorBody, "description": "The job was cancelled."},

@@ -101,6 +101,7 @@ def wearing(
         reference.unload_lora_weights()
 
 
+@pytest.mark.filterwarnings("ignore:Already found a `peft_config` attribute")
 @pytest.mark.parametrize("request_", MIXED, ids=lambda request: request.key)
 def test_an_image_drawn_in_mixed_company_is_the_one_diffusers_draws_with_its_loras(
     request_: SampleRequest,

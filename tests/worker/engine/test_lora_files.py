@@ -63,7 +63,11 @@ SPOILT: dict[str, tuple[Tensors, Callable[[Path], None] | None, str]] = {
     "whole": (change(peft(), to=torch.ones(4, 32, dtype=torch.int64)), None, f"{KEY} holds NaN"),
     "wide": (change(peft(), to=torch.ones(4, 33)), None, "the model's layer wants (4, 32)"),
     "flat": (change(peft(), to=torch.ones(4)), None, "the model's layer wants (4, 32)"),
-    "no_rank": (change(peft(), to=torch.ones(0, 32)), None, "the model's layer wants"),
+    "no_rank": (
+        change(peft(rank=0, unet=["time_embedding.linear_1"]), to=torch.ones(0, 32)),
+        None,
+        "has the shapes (0, 32) and (128, 0)",
+    ),
     "number": (change(peft(), to=torch.tensor(1.0)), None, "has the shapes ()"),
     "one_matrix": (change(peft(), to=None), None, "linear_1 has only one of its two matrices"),
     "twice": (doubled_names(peft()), None, "another key is for too"),
@@ -154,8 +158,12 @@ def test_no_more_is_kept_than_fits(folder: Path) -> None:
     loaded = ResidentPipeline.load(DEMO_FOLDER, device="cpu", loras=LoraFolder(folder))
     [first] = loaded.loras.take([LoraUse(name="kept0")])
     loaded.loras._most_bytes = 2 * first.adapter.bytes
-    for name in ("kept1", "kept0", "kept2"):
-        loaded.loras.take([LoraUse(name=name)])
+    second, again, third = loaded.loras.take(
+        [LoraUse(name=name) for name in ("kept1", "kept0", "kept2")]
+    )
     assert len(loaded.loras) == 2 and loaded.loras.bytes == 2 * first.adapter.bytes
     # The one that was used longest ago had to go.
-    assert loaded.loras.take([LoraUse(name="kept0")])[0].adapter is first.adapter
+    kept = loaded.loras.take([LoraUse(name="kept2"), LoraUse(name="kept0")])
+    assert [lora.adapter for lora in kept] == [third.adapter, first.adapter]
+    assert again.adapter is first.adapter
+    assert loaded.loras.take([LoraUse(name="kept1")])[0].adapter is not second.adapter

@@ -89,6 +89,13 @@ def test_generate_writes_the_images_it_was_asked_for(stack: Stack, tmp_path: Pat
         assert "Sampler: DPM++ 2M, " in parameters
 
 
+def test_generate_says_what_the_server_warns_of(stack: Stack, tmp_path: Path) -> None:
+    prompt = "a koala " * 50
+    done = koala("generate", prompt, "--steps", "1", "--url", stack.base_url, cwd=tmp_path)
+    assert done.returncode == 0
+    assert "tokens; the model reads the first 75." in only_line(done.stderr)
+
+
 def test_generate_says_what_the_server_refused(stack: Stack, tmp_path: Path) -> None:
     done = koala("generate", "a koala", "--size", "65x64", "--url", stack.base_url, cwd=tmp_path)
     assert done.returncode == 1

@@ -41,6 +41,8 @@ class Drawing:
     watch: Callable[[dict[str, Any]], None]
     # The job, once there is one.
     job_id: str | None = field(default=None, init=False)
+    # What the server says of the images beside giving them.
+    warnings: list[str] = field(default_factory=list, init=False)
     # After an interruption: the job's status, or why it could not be cancelled.
     cancelled: str | ServerError | None = field(default=None, init=False)
     _sending: asyncio.Future[str] | None = field(default=None, init=False)
@@ -81,6 +83,7 @@ class Drawing:
         if job["status"] != "completed":
             reason = job["error"]["message"] if job["error"] else f"it was {job['status']}."
             raise DrawingFailed(f"Job {self.job_id} gave no image: {reason}")
+        self.warnings = job["result"]["warnings"]
         images: list[dict[str, Any]] = job["result"]["data"]
         return images
 

@@ -123,6 +123,8 @@ class _Session:
         if not self.as_json:
             for each in saved:
                 self.console.print(f"{escape(str(each.path))}  seed {each.seed}", soft_wrap=True)
+            for warning in drawing.warnings:
+                self._complain(drawing, warning)
 
     def _note_failure(self, drawing: Drawing, error: ServerError | OSError) -> None:
         self.failed += 1

@@ -64,7 +64,7 @@ def random_checker() -> tuple[StableDiffusionSafetyChecker, CLIPImageProcessorPi
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(std=0.5)
-        model.concept_embeds_weights.fill_(0.785)
+        model.concept_embeds_weights.fill_(0.797)
         model.special_care_embeds_weights.fill_(0.065)
     processor = CLIPImageProcessorPil(
         size={"shortest_edge": _SIDE}, crop_size={"height": _SIDE, "width": _SIDE}

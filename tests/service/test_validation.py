@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from koala.spec import MAX_SEED
-from tests.service.fakes import Served
+from tests.service.fakes import FakeWorker, Served
 
 GENERATIONS = "/v1/images/generations"
 ASYNC = {"Prefer": "respond-async"}
@@ -272,3 +272,11 @@ def test_a_negative_prompt_that_could_do_nothing_is_refused(api: Served, scale: 
     assert error["param"] == "negative_prompt"
     assert "above 1" in error["message"]
     assert accepted(api, negative_prompt="", guidance_scale=scale)["guidance_scale"] == scale
+
+
+@pytest.mark.parametrize(("asked", "used"), [(None, "auto"), ("auto", "auto"), ("low", "low")])
+def test_the_worker_hears_how_strict_the_safety_check_is_to_be(
+    served: Served, worker: FakeWorker, asked: str | None, used: str
+) -> None:
+    job = accepted(served, moderation=asked)
+    assert worker.spec(job["id"]).moderation == used

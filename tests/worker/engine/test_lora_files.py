@@ -86,7 +86,12 @@ SPOILT: dict[str, tuple[Tensors, Callable[[Path], None] | None, str]] = {
         None,
         "and 6 more",
     ),
-    "odd_blocks": ({"lora_unet_input_blocks_x.alpha": torch.ones(1)}, None, "cannot be used: "),
+    "odd_blocks": (
+        {"lora_unet_input_blocks_x_0.alpha": torch.ones(1)},
+        None,
+        "it names blocks as no SDXL U-Net does",
+    ),
+    "two_ways": (kohya() | kohya(sgm=True), None, "fit no layer: lora_unet_input_blocks_2_0_op"),
     "two_alphas": (
         kohya() | {"lora_unet_time_embedding_linear_1.alpha": torch.ones(2)},
         None,

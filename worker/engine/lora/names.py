@@ -90,7 +90,7 @@ class Names:
             return {key: self._diffusers_place(key) for key in given}
         try:
             renamed = _map_blocks({key: key for key in given}, self._unet_config)
-        except (IndexError, KeyError):
+        except (IndexError, KeyError, ValueError):
             raise ValueError("it names blocks as no SDXL U-Net does") from None
         found = {original: self._kohya_place(key) for key, original in renamed.items()}
         # Keys that diffusers dropped, because the same file names its blocks in two ways.

@@ -4,7 +4,7 @@ import shutil
 from collections.abc import Iterator
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from tests.support import Stack
 
@@ -31,6 +31,8 @@ def page(browser: Browser, stack: Stack) -> Iterator[Page]:
     """The playground of the running service, in a browser that was never there before."""
     context = browser.new_context(viewport={"width": 1200, "height": 900})
     context.set_default_timeout(30_000)
+    # Other tests draw beside this one.
+    expect.set_options(timeout=30_000)
     opened = context.new_page()
     troubles: list[str] = []
     opened.on("pageerror", lambda error: troubles.append(str(error)))

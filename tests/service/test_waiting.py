@@ -89,7 +89,7 @@ def test_the_answer_comes_as_soon_as_the_job_has_ended(served: Served, worker: F
         for _ in range(8):
             assert post(served).status_code == 200
         # The slow look at watched jobs alone would take 8 x 1.5 s.
-        assert time.monotonic() - began < 4
+        assert time.monotonic() - began < 9
 
 
 def test_a_public_url_is_the_base_of_image_urls(settings: Settings, worker: FakeWorker) -> None:

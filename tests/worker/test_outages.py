@@ -21,6 +21,7 @@ from worker.fencing import FencedJob
 from worker.inflight import InflightWorker
 from worker.landing import Landing
 from worker.link import Link, is_outage
+from worker.report import Report
 from worker.strays import Strays
 
 _ANSWER_SECONDS = 0.3
@@ -129,7 +130,7 @@ def test_a_refusal_that_cannot_be_written_down_is_left_to_the_next_worker(
     frozen, rig = server
     job_id = rig.submit(model="another")
     worker = impatient(rig)
-    landing = Landing(worker, rig.metrics)
+    landing = Landing(worker, rig.metrics, Report(worker.name, rig.metrics, None))
     strays = strays_of(rig)
     admission = Admission(worker, leases(rig), strays, rig.settings, MODEL)
     real = worker.fail

@@ -102,6 +102,9 @@ class Havoc:
         self.kills += 1
 
     def _restart_redis(self) -> None:
+        # One that still starts would end: it has nothing to lose, and its supervisor begins anew.
+        for worker in self._service.workers:
+            self._service.wait_until_started(worker)
         self._service.kill_valkey()
         self._service.start_valkey()
 

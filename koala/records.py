@@ -103,7 +103,7 @@ def _progress(spec: JobSpec, state: JobState, last: JobEvent | None) -> Progress
     if state is JobState.COMPLETED:
         return Progress(step=spec.total_steps, steps=spec.total_steps)
     if last is not None and last.type is EventType.STEP:
-        return Progress.model_validate(last.data)
+        return Progress.told(last.data)
     return Progress(step=0, steps=spec.total_steps)
 
 

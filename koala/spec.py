@@ -2,8 +2,9 @@
 
 import hashlib
 import secrets
+from collections.abc import Mapping
 from datetime import datetime
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -155,6 +156,11 @@ class Progress(_Frozen):
 
     step: int
     steps: int
+
+    @classmethod
+    def told(cls, step: Mapping[str, Any]) -> "Progress":
+        """As the data of a job's event ``step`` tells it, which may tell more."""
+        return cls(step=step["step"], steps=step["steps"])
 
 
 class JobRecord(_Frozen):

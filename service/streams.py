@@ -93,7 +93,7 @@ async def _eta(gateway: Gateway, record: JobRecord, event: JobEvent) -> dict[str
         case EventType.POSITION:
             now = {"state": "queued", "position": event.data["position"]}
         case EventType.STEP:
-            now = {"state": "in_progress", "progress": Progress.model_validate(event.data)}
+            now = {"state": "in_progress", "progress": Progress.told(event.data)}
         case _:
             return {}
     try:

@@ -10,15 +10,16 @@ import httpx
 
 from tests.support import Stack
 
-JOBS = 30
-CLIENTS = 8
+GENERATIONS = "/v1/images/generations"
+JOBS = 44
+CLIENTS = 12
+SIZES = ["64x64", "96x96", "128x128"]
 # A row of a call takes so long on two cores; quicker machines are given more to do.
 ROW_SECONDS = 0.0033
 # Nobody reads the ETA of what ends sooner.
 SHORTEST_SECONDS = 2.0
-# What ETAs may be off by, as a part of the time that was left: at admission, when nobody knows who
-# will come and keep the batch full, and in the middle of a job's life.
-AT_ADMISSION, IN_MID_LIFE = 0.5, 0.25
+# What ETAs may be off by, as a part of the time that was left.
+MOST_ERROR = 0.25
 
 
 class Clock:
@@ -79,7 +80,7 @@ def shape(rng: random.Random, factor: float) -> dict[str, Any]:
     """A request: sizes, steps, guidance, schedulers and numbers of images mixed."""
     return {
         "prompt": "a koala",
-        "size": rng.choice(["64x64", "64x64", "96x96", "128x128"]),
+        "size": rng.choice(SIZES[:1] + SIZES),
         "num_inference_steps": round(rng.randint(15, 35) * factor),
         "guidance_scale": rng.choice([1.0, 3.5, 3.5]),
         "scheduler": rng.choice(["euler", "heun", "dpm2", "dpm++_2m"]),
@@ -88,16 +89,17 @@ def shape(rng: random.Random, factor: float) -> dict[str, Any]:
     }
 
 
-def test_etas_under_load_are_within_a_quarter_of_the_truth_in_mid_life(stack: Stack) -> None:
+def test_etas_under_load_are_within_a_quarter_of_the_truth(stack: Stack) -> None:
+    with httpx.Client(base_url=stack.base_url, timeout=60) as http:
+        for size in SIZES:
+            # A worker measures each size when it first comes, and everybody waits.
+            response = http.post(GENERATIONS, json={"prompt": "a koala", "size": size})
+            assert response.is_success, response.text
     measured = [median_errors(stack)]
-    if not are_good(*measured[0]):
+    if max(measured[0]) > MOST_ERROR:
         # Another process took the cores in the middle of it, which nobody can foretell.
         measured.append(median_errors(stack))
-    assert are_good(*measured[-1]), measured
-
-
-def are_good(at_admission: float, in_mid_life: float) -> bool:
-    return at_admission <= AT_ADMISSION and in_mid_life <= IN_MID_LIFE
+    assert max(measured[-1]) <= MOST_ERROR, measured
 
 
 def median_errors(stack: Stack) -> tuple[float, float]:
@@ -113,9 +115,7 @@ def median_errors(stack: Stack) -> tuple[float, float]:
         def submit() -> None:
             began = time.monotonic()
             headers = {"Prefer": "respond-async"}
-            job = http.post(
-                "/v1/images/generations", json=shape(rng, factor), headers=headers
-            ).json()
+            job = http.post(GENERATIONS, json=shape(rng, factor), headers=headers).json()
             under_way[job["id"]] = Told(job["id"], began)
             note(under_way[job["id"]], job, began)
 

@@ -43,7 +43,11 @@ class Herald:
         worker = self._worker
         with self._link.attempt(), worker.connection.pipeline(transaction=False) as pipeline:
             for flight in under_way:
-                data = {"step": sum(flight.steps), "steps": flight.spec.total_steps}
+                data = {
+                    "step": sum(flight.steps),
+                    "steps": flight.spec.total_steps,
+                    "image_steps": flight.steps,
+                }
                 event = JobEvent(EventType.STEP, data)
                 publish(pipeline, worker.keys, flight.id, event, worker.event_ttl)
             pipeline.execute()

@@ -66,6 +66,7 @@ class Showing:
             "preview": flight.spec.preview_steps.index(step),
             "step": step,
             "steps": flight.spec.num_inference_steps,
+            "image_steps": flight.steps,
             "media_type": "image/webp",
             "width": image.width,
             "height": image.height,

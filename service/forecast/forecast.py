@@ -15,7 +15,9 @@ def forecast(situation: Situation) -> dict[str, float]:
     """Seconds from now until the end of each job that waits or is held, by job id.
 
     What lies behind the queue's end matters too: new jobs keep batches full. They are taken to go
-    on coming as they came lately. Empty if no live worker has a pace.
+    on coming as fast as they came lately, and at least one for each that ends: who is served
+    mostly comes back, and a load that has just begun has no other sign of going on. Empty if no
+    live worker has a pace.
     """
     if not situation.lanes:
         return {}
@@ -26,9 +28,11 @@ class _Ahead:
     def __init__(self, situation: Situation) -> None:
         self._lanes = [LaneAhead(lane) for lane in situation.lanes]
         self._queue = deque(situation.queue)
-        self._rate = situation.arrivals_per_second if situation.arrivals else 0.0
+        self._rate = situation.arrivals_per_second
         self._arrivals = situation.arrivals
+        # Of those that are not there yet; and when the first ones come that replace who is done.
         self._taken = 0
+        self._replaced_at: list[float] = []
         self._open = {work.job_id for work in situation.queue}
         self._open.update(work.job_id for lane in situation.lanes for work in lane.held)
 
@@ -37,11 +41,11 @@ class _Ahead:
         self._hand_out(0.0)
         while self._open:
             lane = min(self._lanes, key=lambda lane: lane.next_event)
-            now = min(lane.next_event, self._next_arrival())
-            if now < lane.next_event:
-                self._hand_out(now)
+            if (moment := self._next_use) < lane.next_event:
+                self._hand_out(moment)
                 continue
             for job_id, end in lane.pass_event():
+                self._replaced_at.append(lane.clock)
                 if job_id in self._open:
                     self._open.remove(job_id)
                     ends[job_id] = end
@@ -61,13 +65,24 @@ class _Ahead:
     def _next_work(self, now: float) -> Work | None:
         if self._queue:
             return self._queue.popleft()
-        if self._rate and (self._taken + 1) / self._rate <= now:
+        if self._arrival <= now:
             self._taken += 1
             return self._arrivals[self._taken % len(self._arrivals)]
         return None
 
-    def _next_arrival(self) -> float:
-        """When the next job comes that is not there yet, if anybody has room for it."""
-        if not self._rate or self._queue or not any(lane.has_room for lane in self._lanes):
+    @property
+    def _arrival(self) -> float:
+        """When the next job comes that is not there yet."""
+        if not self._arrivals:
             return math.inf
-        return (self._taken + 1) / self._rate
+        by_rate = (self._taken + 1) / self._rate if self._rate else math.inf
+        is_next_known = self._taken < len(self._replaced_at)
+        return min(by_rate, self._replaced_at[self._taken] if is_next_known else math.inf)
+
+    @property
+    def _next_use(self) -> float:
+        """When somebody has room for it, if nobody is before it; infinity: not yet known."""
+        if self._queue:
+            return math.inf
+        roomy = (lane for lane in self._lanes if lane.has_room)
+        return min((max(self._arrival, lane.clock) for lane in roomy), default=math.inf)

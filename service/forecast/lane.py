@@ -126,9 +126,9 @@ class LaneAhead:
         return self._pace.step_seconds(size, self._groups[size].rows)
 
     def _add(self, work: Work) -> None:
-        job = _Job(work.job_id, work.images)
-        for _ in range(work.images):
-            self._waiting.append(_Image(job, work.size, work.rows, work.calls))
+        job = _Job(work.job_id, len(work.calls))
+        for calls in work.calls:
+            self._waiting.append(_Image(job, work.size, work.rows, calls))
 
     def _admit(self) -> None:
         """Let into the batch what fits; no image overtakes another of its size."""

@@ -15,9 +15,10 @@ from koala.workers import WorkerAd
 from service.forecast.pace import Pace
 from service.forecast.situation import Lane, Situation, Work
 
-# The load of so many seconds is taken to go on; of a queue that is younger, of its age.
+# The load of so many seconds is taken to go on.
 _WINDOW_SECONDS: Final = 60.0
-_SHORTEST_WINDOW: Final = 20.0
+# A load that has just begun is not taken for a lasting one: as if nobody had come for so long.
+_REST_SECONDS: Final = 5.0
 # As many of the newest jobs say what those look like that are to come.
 _SAMPLE: Final = 16
 # Jobs whose work is remembered; it never changes.
@@ -59,25 +60,23 @@ class SituationReader:
             pipeline.lrange(keys.pending, 0, -1)
             pipeline.zrange(keys.leases, 0, -1)
             pipeline.zrevrange(keys.index, 0, _SAMPLE - 1)
-            pipeline.zrange(keys.index, 0, 0, withscores=True)
-            (seconds, micros), popped, pending, leased, newest, oldest = await pipeline.execute()
+            (seconds, micros), popped, pending, leased, newest = await pipeline.execute()
         now = seconds + micros / 1e6
         queue = [job_id.decode() for job_id in reversed(popped)]
         queue += [job_id.decode() for job_id in pending]
         held = [job_id.decode() for job_id in leased]
         sample = [job_id.decode() for job_id in newest]
         missing = [job_id for job_id in {*queue, *held, *sample} if job_id not in self._works]
-        window = _WINDOW_SECONDS
-        if oldest:
-            window = min(window, max(now - oldest[0][1], _SHORTEST_WINDOW))
         async with self._redis.pipeline(transaction=False) as pipeline:
-            pipeline.zcount(keys.index, now - window, "+inf")
+            window = (now - _WINDOW_SECONDS, "+inf")
+            pipeline.zcount(keys.index, *window)
+            pipeline.zrangebyscore(keys.index, *window, start=0, num=1, withscores=True)
             for job_id in missing:
                 pipeline.hget(keys.job(job_id), "data")
             for job_id in held:
                 pipeline.hmget(keys.job(job_id), "worker_name", "started_at")
                 pipeline.xrevrange(keys.events(job_id), count=1)
-            came, *replies = await pipeline.execute()
+            came, first, *replies = await pipeline.execute()
         for job_id, data in zip(missing, replies, strict=False):
             self._learn(job_id, data)
         states = replies[len(missing) :]
@@ -89,7 +88,7 @@ class SituationReader:
         return Situation(
             lanes=tuple(self._lane(ad, holdings, now) for ad in ads if ad.sizes),
             queue=self._known(job_id for job_id in queue if job_id not in taken),
-            arrivals_per_second=came / window,
+            arrivals_per_second=_rate(came, max(0.0, now - first[0][1]) if first else 0.0),
             arrivals=self._known(sample),
         )
 
@@ -97,7 +96,7 @@ class SituationReader:
         pace = Pace(ad.sizes, ad.store_seconds)
         own = [holding for holding in holdings if holding.worker == ad.name]
         held = (
-            self._works[holding.job_id].after(*holding.progress(now))
+            holding.left(self._works[holding.job_id], now)
             for holding in own
             if holding.job_id in self._works
         )
@@ -110,6 +109,11 @@ class SituationReader:
         spec = None if data is None else _spec(data)
         if spec is not None:
             self.remember(job_id, spec)
+
+
+def _rate(came: int, seconds: float) -> float:
+    """Jobs per second, of so many that came since the first of them did."""
+    return max(0, came - 1) / (seconds + _REST_SECONDS)
 
 
 def _spec(data: bytes) -> JobSpec | None:
@@ -133,10 +137,14 @@ class _Holding:
         self.started_at: bytes = started_at or b""
         self._event = decode(*last[0]) if last else None
 
-    def progress(self, now: float) -> tuple[float, float]:
-        """The share of its steps that is done, and how many seconds ago that was told."""
+    def left(self, work: Work, now: float) -> Work:
+        """What is left of its ``work``."""
         event = self._event
-        if event is None or event.type not in (EventType.STEP, EventType.PREVIEW):
-            return 0.0, 0.0
+        # A worker of an older version does not tell of single images.
+        done = None if event is None else event.data.get("image_steps")
+        if event is None or done is None:
+            return work
+        # Of a preview, the steps are one image's.
+        steps = event.data["steps"] / (len(done) if event.type is EventType.STEP else 1)
         told_at = int(event.id.partition("-")[0]) / 1000
-        return event.data["step"] / event.data["steps"], max(0.0, now - told_at)
+        return work.after([each / steps for each in done], max(0.0, now - told_at))

@@ -1,5 +1,6 @@
 """Where things stand: what a forecast starts from."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from koala.spec import JobSpec
@@ -14,16 +15,14 @@ class Work:
         job_id: The job.
         size: Width and height of its images in pixels.
         rows: Rows that one image takes in a U-Net call.
-        images: Number of its images.
-        calls: U-Net calls left for each image, on average.
+        calls: U-Net calls left for each of its images.
         age: Seconds since that was so.
     """
 
     job_id: str
     size: Size
     rows: int
-    images: int
-    calls: float
+    calls: tuple[float, ...]
     age: float = 0.0
 
     @classmethod
@@ -33,13 +32,17 @@ class Work:
             job_id=job_id,
             size=(spec.width, spec.height),
             rows=2 if spec.guidance_scale > 1 else 1,
-            images=spec.n,
-            calls=spec.unet_calls,
+            calls=(spec.unet_calls,) * spec.n,
         )
 
-    def after(self, share: float, age: float) -> "Work":
-        """What is left of it when a ``share`` of its steps is done, as of ``age`` seconds ago."""
-        return replace(self, calls=self.calls * (1 - share), age=age)
+    def after(self, shares: Sequence[float], age: float) -> "Work":
+        """What is left when such shares of its images' steps are done, as of ``age`` seconds ago.
+
+        An image that has done all its steps is left out, unless there are no others: then the job
+        still has to end.
+        """
+        calls = (all_of_it * (1 - s) for all_of_it, s in zip(self.calls, shares, strict=True))
+        return replace(self, calls=tuple(left for left in calls if left) or (0.0,), age=age)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +62,7 @@ class Situation:
         lanes: The live workers whose pace is known.
         queue: What waits, the next one first.
         arrivals_per_second: How many jobs came lately; a forecast takes it that they go on coming.
-        arrivals: What these looked like.
+        arrivals: What the latest jobs looked like.
     """
 
     lanes: tuple[Lane, ...]

@@ -110,13 +110,15 @@ class FakeWorker:
         self.redis.zadd(self.keys.leases, {job_id: 2**52 - time.time()})
         return job_id
 
-    def step(self, job_id: str, step: int) -> None:
-        """Say how far a job is."""
+    def step(self, job_id: str, *image_steps: int) -> None:
+        """Say how far each image of a job is."""
+        assert len(image_steps) == self.spec(job_id).n
         steps = self.spec(job_id).total_steps
-        self._publish(job_id, JobEvent(EventType.STEP, {"step": step, "steps": steps}))
+        data = {"step": sum(image_steps), "steps": steps, "image_steps": image_steps}
+        self.tell(job_id, JobEvent(EventType.STEP, data))
 
     def preview(self, job_id: str, preview: int, image: int = 0) -> None:
-        """Show what an image looks like on its way."""
+        """Show what an image looks like on its way; the others have come as far."""
         buffer = io.BytesIO()
         Image.new("RGB", (8, 8), "grey").save(buffer, "WEBP")
         data = {
@@ -124,12 +126,13 @@ class FakeWorker:
             "preview": preview,
             "step": self.spec(job_id).preview_steps[preview],
             "steps": self.spec(job_id).num_inference_steps,
+            "image_steps": [self.spec(job_id).preview_steps[preview]] * self.spec(job_id).n,
             "media_type": "image/webp",
             "width": 8,
             "height": 8,
             "b64_json": base64.b64encode(buffer.getvalue()).decode(),
         }
-        self._publish(job_id, JobEvent(EventType.PREVIEW, data))
+        self.tell(job_id, JobEvent(EventType.PREVIEW, data))
 
     def finish(self, job_id: str, *, silently: bool = False) -> None:
         """Complete a job with images of one colour; ``silently`` wakes nobody."""
@@ -151,18 +154,18 @@ class FakeWorker:
         Result.create(self._job(job_id), Result.Type.SUCCESSFUL, ttl=600, return_value=value)
         self._end(job_id, JobStatus.FINISHED)
         if not silently:
-            self._publish(job_id, JobEvent(EventType.COMPLETED, {}))
+            self.tell(job_id, JobEvent(EventType.COMPLETED, {}))
 
     def fail(self, job_id: str, code: str = "out_of_memory") -> None:
         """Fail a job."""
         self._end(job_id, JobStatus.FAILED)
         error = {"message": "It does not fit.", "code": code}
-        self._publish(job_id, JobEvent(EventType.FAILED, {"error": error}))
+        self.tell(job_id, JobEvent(EventType.FAILED, {"error": error}))
 
     def cancel(self, job_id: str) -> None:
         """Cancel a job."""
         self._end(job_id, JobStatus.CANCELED)
-        self._publish(job_id, JobEvent(EventType.CANCELLED, {}))
+        self.tell(job_id, JobEvent(EventType.CANCELLED, {}))
 
     def advertise(self, **changes: object) -> None:
         """Say that a worker lives for a minute."""
@@ -218,7 +221,8 @@ class FakeWorker:
             self.redis.zadd(self.keys.outbox, {job_id: time.time()})
         return job
 
-    def _publish(self, job_id: str, event: JobEvent) -> None:
+    def tell(self, job_id: str, event: JobEvent) -> None:
+        """Publish an event of a job."""
         with self.redis.pipeline() as pipeline:
             publish(pipeline, self.keys, job_id, event, ttl=600)
             pipeline.execute()

@@ -34,7 +34,7 @@ def test_jobs_of_all_owners_are_listed_in_the_order_of_the_queue(
     running, other = submit(asked, "alice", prompt="a banana", n=2), submit(asked, "root")
     assert worker.take() == running
     assert worker.take() == other
-    worker.step(running, 7)
+    worker.step(running, 4, 3)
     late = submit(asked, "alice", priority="low")
     next_one = submit(asked, "bob")
 

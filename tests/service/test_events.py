@@ -73,9 +73,9 @@ def test_a_listener_gets_what_was_and_what_comes(served: Served, worker: FakeWor
     job_id = submit(served, previews=2, n=2)
     with watching(served, job_id) as [listener]:
         worker.take()
-        worker.step(job_id, 3)
+        worker.step(job_id, 1, 2)
         worker.preview(job_id, 0, image=1)
-        worker.step(job_id, 20)
+        worker.step(job_id, 10, 10)
         worker.finish(job_id)
         events = listener.result(10)
 
@@ -87,6 +87,7 @@ def test_a_listener_gets_what_was_and_what_comes(served: Served, worker: FakeWor
         "type": "step",
         "job_id": job_id,
         "step": 3,
+        "image_steps": [1, 2],
         "steps": 20,
         "eta_seconds": None,
     }

@@ -3,12 +3,14 @@
 import heapq
 import random
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from itertools import count
 from statistics import median
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from koala.workers import MeasuredSize
 from service.forecast.forecast import forecast
@@ -32,7 +34,7 @@ DEMO = Device(
 GPU = PROFILES["4090/koala-lightning-700m"].device(((1024, 1024), (512, 512)), None, None)
 MIXED = {(64, 64): 3.0, (128, 128): 1.0}
 LARGE = {(1024, 1024): 1.0, (512, 512): 2.0}
-WINDOW = 60.0
+WINDOW, REST = 60.0, 5.0
 LOOKED_AT = 0.1
 
 
@@ -121,11 +123,12 @@ class Scene:
             for i, (began, works) in enumerate(self.seen)
         ]
         lately = [job for job in self.jobs if job.arrived >= self.now - WINDOW]
+        since = self.now - lately[0].arrived if lately else 0.0
         return Situation(
             lanes=tuple(lanes),
-            queue=tuple(work(job, job.shape.steps) for job in self.queue),
-            arrivals_per_second=len(lately) / min(WINDOW, max(self.now, 20.0)),
-            arrivals=tuple(work(job, job.shape.steps) for job in lately[-16:]),
+            queue=tuple(whole(job) for job in self.queue),
+            arrivals_per_second=max(0, len(lately) - 1) / (since + REST),
+            arrivals=tuple(whole(job) for job in lately[-16:]),
         )
 
     def errors(self) -> tuple[list[float], list[float]]:
@@ -146,12 +149,16 @@ def held(samples: list[Sample]) -> list[Work]:
     for sample in samples:
         by_job.setdefault(sample.job, []).append(sample.steps_left)
     jobs = sorted(by_job, key=lambda job: (job.claimed or 0.0, job.id))
-    return [work(job, sum(by_job[job]) / job.shape.n) for job in jobs]
+    return [work(job, by_job[job]) for job in jobs]
 
 
-def work(job: Job, steps_left: float) -> Work:
+def work(job: Job, steps_left: Iterable[int]) -> Work:
     shape = job.shape
-    return Work(str(job.id), shape.size, shape.rows, shape.n, steps_left)
+    return Work(str(job.id), shape.size, shape.rows, tuple(steps_left))
+
+
+def whole(job: Job) -> Work:
+    return work(job, [job.shape.steps] * job.shape.n)
 
 
 def requests(workload: Workload, count: int, per_second: float) -> list[tuple[float, Shape]]:
@@ -196,13 +203,30 @@ def test_a_forecast_is_within_a_quarter_of_what_happens(
         assert abs(median(errors)) <= 0.15
 
 
+@pytest.mark.parametrize(
+    ("clients", "per_second"),
+    [pytest.param(8, 100.0, id="clients who come back"), pytest.param(None, 9.0, id="ever more")],
+)
+def test_a_forecast_holds_from_the_first_seconds_of_a_load(
+    clients: int | None, per_second: float
+) -> None:
+    scene = Scene(DEMO, clients=clients)
+    scene.run(requests(Workload(MIXED, (10, 60), (1, 4), 3), 24, per_second))
+    at_arrival, _ = scene.errors()
+    # The first ones are told before there is any sign of the others.
+    known = at_arrival[4:]
+    assert median(abs(error) for error in known) <= 0.25
+    assert abs(median(known)) <= 0.15
+
+
 def one(job_id: str, **changes: object) -> Work:
-    return replace(Work(job_id, (64, 64), 2, 1, 10), **changes)
+    return replace(Work(job_id, (64, 64), 2, (10.0,)), **changes)
 
 
 def ends(
     *held: Work,
     queue: tuple[Work, ...] = (),
+    arrivals: tuple[Work, ...] = (),
     lanes: int = 1,
     slowness: float = 1.0,
     store_seconds: float = 0.0,
@@ -218,19 +242,55 @@ def ends(
     )
     pace = Pace([size], store_seconds)
     made = [Lane(str(i), pace, held if i == 0 else ()) for i in range(lanes)]
-    return list(forecast(Situation(tuple(made), queue)).values())
+    return list(forecast(Situation(tuple(made), queue, arrivals=arrivals)).values())
 
 
 def test_company_makes_steps_longer_until_it_leaves() -> None:
     assert ends(one("a")) == pytest.approx([10.5])
     # Four steps together, the decoder, six steps alone, the decoder.
-    assert ends(one("a", calls=4.0), one("b")) == pytest.approx([6.5, 13.0])
+    assert ends(one("a", calls=(4.0,)), one("b")) == pytest.approx([6.5, 13.0])
 
 
 def test_who_waits_begins_when_somebody_leaves() -> None:
-    queue = (one("c", calls=2.0),)
+    queue = (one("c", calls=(2.0,)),)
     assert ends(one("a"), one("b"), queue=queue) == pytest.approx([15.5, 16.0, 18.5])
     assert ends(one("a"), one("b"), queue=queue, lanes=2) == pytest.approx([2.5, 15.5, 16.0])
+
+
+def test_somebody_like_those_who_came_lately_comes_for_one_who_leaves() -> None:
+    held = one("a", calls=(4.0,)), one("b")
+    assert ends(*held, arrivals=(one("old"),)) == pytest.approx([6.5, 16.0])
+    # Two more steps of the one who came, then the decoder, and the next one comes.
+    arrivals = (one("old", calls=(2.0,)),)
+    assert ends(*held, arrivals=arrivals) == pytest.approx([6.5, 17.0])
+
+
+def works(*calls: float) -> st.SearchStrategy[Work]:
+    return st.builds(
+        Work,
+        job_id=st.uuids().map(str),
+        size=st.sampled_from([(64, 64), (128, 128), (96, 64)]),
+        rows=st.sampled_from([1, 2]),
+        calls=st.lists(st.sampled_from(calls), min_size=1, max_size=5).map(tuple),
+        age=st.sampled_from([0.0, 0.3, 50.0]),
+    )
+
+
+@given(
+    st.lists(st.lists(works(0.0, 0.5, 1.0, 40.0), max_size=5), min_size=1, max_size=3),
+    st.lists(works(1.0, 7.0, 40.0), max_size=8),
+    st.lists(works(1.0, 7.0, 40.0), max_size=4),
+    st.sampled_from([0.0, 0.2, 50.0]),
+)
+@settings(deadline=None)
+def test_every_job_has_an_end(
+    held: list[list[Work]], queue: list[Work], arrivals: list[Work], rate: float
+) -> None:
+    size = MeasuredSize(width=64, height=64, max_rows=6, step_seconds={2: 1.0}, decode_seconds=0.5)
+    lanes = [Lane(str(i), Pace([size], 0.25), tuple(some)) for i, some in enumerate(held)]
+    told = forecast(Situation(tuple(lanes), tuple(queue), rate, tuple(arrivals)))
+    assert set(told) == {work.job_id for work in [*queue, *(w for some in held for w in some)]}
+    assert all(0.25 <= end < float("inf") for end in told.values())
 
 
 def test_a_slow_worker_takes_longer_and_so_does_a_slow_store() -> None:
@@ -238,14 +298,14 @@ def test_a_slow_worker_takes_longer_and_so_does_a_slow_store() -> None:
 
 
 def test_the_step_under_way_is_counted() -> None:
-    assert ends(one("a", calls=5.0, age=0.25)) == pytest.approx([5.25])
+    assert ends(one("a", calls=(5.0,), age=0.25)) == pytest.approx([5.25])
     # A worker that says nothing for long is not thought to have done wonders.
-    assert ends(one("a", calls=5.0, age=60.0)) == pytest.approx([4.5])
+    assert ends(one("a", calls=(5.0,), age=60.0)) == pytest.approx([4.5])
 
 
 def test_two_sizes_take_turns_in_equal_shares_of_the_time() -> None:
     # The larger one is derived: four times the pixels.
-    large = one("b", size=(128, 128), calls=100.0)
+    large = one("b", size=(128, 128), calls=(100.0,))
     [small, _] = ends(one("a"), large)
     assert small == pytest.approx(20.5)
 
@@ -255,8 +315,10 @@ def test_schedulers_that_call_the_model_twice_a_step_take_twice_as_long(
     scheduler: str, calls: int
 ) -> None:
     work = Work.of("a", spec(scheduler=scheduler, n=3))
-    assert (work.calls, work.images, work.rows) == (calls, 3, 2)
-    assert work.after(0.25, age=1.0).calls == 0.75 * calls
+    assert (work.calls, work.rows) == ((calls,) * 3, 2)
+    assert work.after((0.25, 1.0, 0.0), age=1.0).calls == (0.75 * calls, calls)
+    # Its last image is being decoded.
+    assert work.after((1.0, 1.0, 1.0), age=1.0).calls == (0.0,)
 
 
 def test_nothing_is_foretold_where_nobody_works() -> None:

@@ -1,4 +1,4 @@
-"""What forecasts cost a gateway."""
+"""What forecasts see of jobs, and what they cost a gateway."""
 
 import asyncio
 from types import SimpleNamespace
@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from koala.connections import connect_async
+from koala.events import EventType, JobEvent
 from koala.queue import JobQueue
 from koala.settings import Settings
 from koala.spec import JobRecord
@@ -14,7 +15,8 @@ from service.forecast import forecasts as module
 from service.forecast.forecast import forecast
 from service.forecast.forecasts import Forecasts
 from service.forecast.situation import Situation
-from tests.service.fakes import FakeWorker
+from tests.service.fakes import FakeWorker, Served
+from tests.service.test_jobs import submit
 from tests.support import spec
 
 _SIZES = [{"width": 64, "height": 64, "max_rows": 4, "step_seconds": {1: 0.1}}]
@@ -61,3 +63,40 @@ def test_a_forecast_that_takes_long_is_not_made_for_each_job_that_comes(
     etas = asyncio.run(main())
     assert None not in etas
     assert etas[-1] > etas[0]
+
+
+def eta(served: Served, job_id: str) -> float:
+    # What was looked at before is not told again.
+    served.gateway.forecasts._looked_at = float("-inf")
+    told: float = served.http.get(f"/v1/jobs/{job_id}").json()["eta_seconds"]
+    return told
+
+
+def test_a_job_lasts_as_long_as_the_image_that_is_least_far(
+    served: Served, worker: FakeWorker
+) -> None:
+    both_at_once = {"width": 64, "height": 64, "max_rows": 4, "step_seconds": {2: 100, 4: 100}}
+    worker.advertise(sizes=[both_at_once])
+    submit(served, n=2, num_inference_steps=10, previews=2)
+    job_id = worker.take()
+    assert eta(served, job_id) == pytest.approx(1000, abs=50)
+    worker.step(job_id, 8, 2)
+    assert eta(served, job_id) == pytest.approx(800, abs=50)
+    worker.step(job_id, 10, 3)
+    assert eta(served, job_id) == pytest.approx(700, abs=50)
+    # A preview tells of both, too.
+    [first, _] = worker.spec(job_id).preview_steps
+    worker.preview(job_id, 0)
+    assert eta(served, job_id) == pytest.approx(1000 - 100 * first, abs=50)
+    worker.step(job_id, 10, 10)
+    assert eta(served, job_id) < 50
+
+
+def test_an_older_worker_that_tells_of_no_single_image_is_put_up_with(
+    served: Served, worker: FakeWorker
+) -> None:
+    worker.advertise(sizes=[{"width": 64, "height": 64, "max_rows": 4, "step_seconds": {2: 100}}])
+    submit(served, num_inference_steps=10)
+    job_id = worker.take()
+    worker.tell(job_id, JobEvent(EventType.STEP, {"step": 5, "steps": 10}))
+    assert eta(served, job_id) == pytest.approx(1000, abs=50)

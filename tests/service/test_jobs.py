@@ -38,7 +38,7 @@ def test_a_job_is_followed_from_the_queue_to_its_images(served: Served, worker: 
     worker.finish(worker.take())
     assert job(served, second)["position"] == 0
     assert worker.take() == second
-    worker.step(second, 7)
+    worker.step(second, 4, 3)
     running = job(served, second)
     assert (running["status"], running["position"]) == ("in_progress", None)
     assert running["progress"] == {"step": 7, "steps": 20}
@@ -138,7 +138,7 @@ def test_the_eta_comes_from_the_workers_own_pace(served: Served, worker: FakeWor
     time.sleep(0.6)
     # Three images of ten steps of a second.
     assert job(served, second)["eta_seconds"] == pytest.approx(30, abs=0.9)
-    worker.step(worker.take(), 12)
+    worker.step(worker.take(), 10, 2)
     time.sleep(0.6)
     # Eight of twenty steps are left.
     response = served.http.get(f"/v1/jobs/{first}")

@@ -22,9 +22,9 @@ def test_a_job_completes_and_tells_of_every_step(rig: Rig, monkeypatch: pytest.M
     assert [(event.type, event.data) for event in events[:-1]] == [
         ("queued", {}),
         ("admitted", {"worker": "worker-1"}),
-        ("step", {"step": 1, "steps": 3}),
-        ("step", {"step": 2, "steps": 3}),
-        ("step", {"step": 3, "steps": 3}),
+        ("step", {"step": 1, "steps": 3, "image_steps": [1]}),
+        ("step", {"step": 2, "steps": 3, "image_steps": [2]}),
+        ("step", {"step": 3, "steps": 3, "image_steps": [3]}),
     ]
     assert events[-1].type == "completed"
     record = rig.record(job_id)
@@ -46,7 +46,7 @@ def test_steps_that_follow_faster_than_anybody_looks_are_told_together(
     rig.work()
 
     told = [event.data for event in rig.events(job_id) if event.type == "step"]
-    assert told == [{"step": 1, "steps": 5}]
+    assert told == [{"step": 1, "steps": 5, "image_steps": [1]}]
     assert rig.told(job_id) == ["queued", "admitted", "completed"]
 
 

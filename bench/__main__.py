@@ -171,12 +171,15 @@ def previews(
                     *(f"{rate:.2f}" for rate in rates),
                     f"{cost.throughput_ratio:.3f}",
                     f"{spread[0]:.3f} to {spread[1]:.3f}",
+                    f"{cost.share_of_loop:.1%}",
                     f"{cost.previews_shown} / {cost.previews_dropped}",
                 )
             )
     except ContenderFailed as error:
         raise _fail(str(error)) from None
-    header = ("drawn", "images/s without", "with", "ratio", "ratios", "shown / dropped")
+    header = (
+        "drawn", "images/s without", "with", "ratio", "ratios", "of the loop", "shown / dropped"
+    )  # fmt: skip
     _print(Table("Previews", header, rows))
 
 

@@ -18,8 +18,8 @@ from worker.engine import previews
 
 _CHANGES: Final[dict[Way, dict[str, Any]]] = {
     Way.SHIPPED: {},
-    Way.DECODER: {"_SHARE": 1.0, "_MOST_SAVED_SECONDS": 1e9},
-    Way.MAP: {"_LARGEST_DECODED": 0},
+    Way.DECODER: {"_MOST_FOR_DECODER": 1e9, "_SHOWING_SHARE": 1.0},
+    Way.MAP: {"_LARGEST_DECODED": 0, "_SHOWING_SHARE": 1.0},
 }
 
 

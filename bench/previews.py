@@ -2,6 +2,7 @@
 
 import asyncio
 import tempfile
+from collections import Counter
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -14,15 +15,17 @@ from pydantic import BaseModel, ConfigDict
 
 from bench.figures import rate_within
 from bench.load import Pace, closed_loop
-from bench.processes import free_port
 from bench.servers import Koala
 from bench.workloads import Request, Workload, requests
 
 CLIENTS: Final = 16
+_LOOP: Final = "koala_loop_seconds_total"
+_SHOWING: Final = "koala_showing_seconds_total"
+_PREVIEWS: Final = "koala_previews_total"
 
 
 class Way(StrEnum):
-    """How previews are drawn: as always, by the decoder whatever it takes, or by the map only."""
+    """How previews are drawn: as always; all by the decoder or by the map, whatever it takes."""
 
     SHIPPED = "shipped"
     DECODER = "decoder"
@@ -30,7 +33,12 @@ class Way(StrEnum):
 
 
 class PreviewCost(BaseModel):
-    """One way of drawing previews: medians over the rounds, and what they are made of."""
+    """One way of drawing previews: medians over the rounds, and what they are made of.
+
+    ``share_of_loop`` is what previews took where they were wanted, by the worker's own clocks: the
+    loop's time of drawing them, and the processor's of encoding and publishing them, as if that
+    held up the loop. It does not suffer from neighbours as throughput does.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -43,6 +51,7 @@ class PreviewCost(BaseModel):
     images_per_second_with_previews: float
     throughput_ratio: float
     throughput_ratios: list[float]
+    share_of_loop: float
     previews_shown: int
     previews_dropped: int
 
@@ -63,13 +72,12 @@ def measure_previews(
         ContenderFailed: The service does not start.
     """
     pace = Pace(window=seconds, longest_window=2 * seconds)
-    port = free_port()
     sides = (0, previews)
     rates: dict[int, list[float]] = {count: [] for count in sides}
+    taken: Counter[tuple[str, str]] = Counter()
     with tempfile.TemporaryDirectory() as folder:
-        settings = {"KOALA_METRICS_PORT": str(port)}
         worker = ("bench.drawn_previews", way.value)
-        service = Koala(Path(folder), threads, worker=worker, settings=settings)
+        service = Koala(Path(folder), threads, worker=worker)
         try:
             service.wait_until_ready()
             # A pass of both sides that does not count.
@@ -77,8 +85,11 @@ def measure_previews(
                 _rate(service, -1, count, Pace(window=1.0))
             for number in range(rounds):
                 for count in sides if number % 2 == 0 else reversed(sides):
+                    before = _totals(service)
                     rates[count].append(_rate(service, number, count, pace))
-            shown = _previews(f"http://127.0.0.1:{port}/metrics")
+                    if count:
+                        taken.update(_totals(service))
+                        taken.subtract(before)
         finally:
             service.stop()
     without, with_previews = (rates[count] for count in sides)
@@ -93,8 +104,10 @@ def measure_previews(
         images_per_second_with_previews=median(with_previews),
         throughput_ratio=median(ratios),
         throughput_ratios=ratios,
-        previews_shown=shown.get("shown", 0),
-        previews_dropped=shown.get("dropped", 0),
+        share_of_loop=(taken[_LOOP, "preview"] + taken[_SHOWING, ""])
+        / sum(seconds for (name, _), seconds in taken.items() if name == _LOOP),
+        previews_shown=round(taken[_PREVIEWS, "shown"]),
+        previews_dropped=round(taken[_PREVIEWS, "dropped"]),
     )
 
 
@@ -112,12 +125,14 @@ def _rate(service: Koala, seed: int, previews: int, pace: Pace) -> float:
     return rate_within(window.answers, window.start, window.end).images_per_second
 
 
-def _previews(url: str) -> dict[str, int]:
-    """What became of all previews so far, from the worker's metrics."""
-    text = httpx.get(url, timeout=10, trust_env=False).text
-    return {
-        sample.labels["outcome"]: int(sample.value)
-        for family in text_string_to_metric_families(text)
-        for sample in family.samples
-        if sample.name == "koala_previews_total"
-    }
+def _totals(service: Koala) -> Counter[tuple[str, str]]:
+    """The worker's counters so far, by name and label."""
+    text = httpx.get(service.metrics_url, timeout=10, trust_env=False).raise_for_status().text
+    return Counter(
+        {
+            (sample.name, ",".join(sample.labels.values())): sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+            if sample.name in (_LOOP, _SHOWING, _PREVIEWS)
+        }
+    )

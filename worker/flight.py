@@ -10,7 +10,7 @@ from rq.job import JobStatus
 from koala.events import EventType, JobEvent
 from koala.spec import ImageRef, JobError, JobResult, JobSpec, Usage
 from koala.trail import Trail
-from worker.engine import SampleRequest
+from worker.engine import DoesNotFit, LoraError, SampleRequest
 from worker.fencing import FencedJob
 
 _ALL_WITHHELD: Final = (
@@ -40,6 +40,18 @@ class Outcome:
         error = JobError(message=message, code=code)
         event = JobEvent(EventType.FAILED, {"error": error.model_dump()})
         return cls(JobStatus.FAILED, event, reason=message, code=code)
+
+    @classmethod
+    def broken(cls, error: Exception) -> "Outcome":
+        """An image cannot be drawn, for the reason that the engine gives."""
+        match error:
+            case DoesNotFit():
+                code = "does_not_fit"
+            case LoraError():
+                code = "lora_unusable"
+            case _:
+                code = "generation_failed"
+        return cls.failed(code, str(error) or type(error).__name__)
 
     @classmethod
     def stopped(cls) -> "Outcome":

@@ -1,7 +1,7 @@
 """The worker: RQ's own loop while idle, ours while anything is in flight."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from queue import SimpleQueue
 from typing import Any, Final, cast
 
@@ -21,12 +21,10 @@ from worker.beat import Beat
 from worker.boarding import Boarding
 from worker.draining import drain
 from worker.engine import (
-    DoesNotFit,
     Engine,
     EngineEvent,
     Failed,
     Finished,
-    LoraError,
     Preview,
     Progress,
 )
@@ -217,6 +215,7 @@ class InflightWorker(SteadyWorker):
         for event, flight in heard:
             if flight is not None and flight.outcome is None:
                 self._heed(event, flight, seconds)
+        self._show(heard)
         self._herald.note([event.key.job_id for event in events if isinstance(event, Progress)])
         self._herald.tell(self._flights)
 
@@ -225,15 +224,22 @@ class InflightWorker(SteadyWorker):
             case Progress(step=step):
                 flight.advance(event.key.index, step, seconds)
                 self._metrics.steps.inc()
-            case Preview(step=step, image=image):
-                self._showing.show(flight, event.key.index, step, image)
             case Finished(image=image):
                 flight.decode()
                 self._gallery.take(flight, event.key.index, image)
             case Failed(error=error):
                 log.error("a sample failed", job_id=flight.id, exc_info=error)
-                message = str(error) or type(error).__name__
-                self._decide(flight, Outcome.failed(_code(error), message))
+                self._decide(flight, Outcome.broken(error))
+
+    def _show(self, heard: Iterable[tuple[EngineEvent, Flight | None]]) -> None:
+        previews = [
+            (flight, event)
+            for event, flight in heard
+            if flight is not None and isinstance(event, Preview)
+        ]
+        if previews:
+            self._showing.show(previews)
+        self._engine.charge_previews(self._showing.spent())
 
     def _collect(self) -> None:
         """Note which images are stored by now; rest if that is all there is to wait for."""
@@ -384,13 +390,3 @@ class InflightWorker(SteadyWorker):
     def request_stop_job(self, job_id: str) -> None:
         """Stop a job in flight; ids of other jobs are passed over."""
         self._stops.put(job_id)
-
-
-def _code(error: Exception) -> str:
-    match error:
-        case DoesNotFit():
-            return "does_not_fit"
-        case LoraError():
-            return "lora_unusable"
-        case _:
-            return "generation_failed"

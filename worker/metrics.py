@@ -66,6 +66,10 @@ class WorkerMetrics:
             ["outcome"],
             registry=self.registry,
         )
+        self.showing_seconds = self._counter(
+            "koala_showing_seconds",
+            "Processor time, beside the loop, that encoding and publishing previews took.",
+        )
         self.jobs_finished = Counter(
             "koala_jobs_finished",
             "Jobs ended, by status and error code.",
@@ -150,6 +154,7 @@ class WorkerMetrics:
         self.out_of_memory.inc(tick.out_of_memory)
         self.samples_put_back.inc(tick.put_back)
         self.vae_upcasts.inc(tick.upcasts)
+        self.previews.labels("dropped").inc(tick.previews_dropped)
         self.samples_in_flight.set(engine.in_flight)
         self.samples_waiting.set(engine.waiting)
 

@@ -1,15 +1,19 @@
 """Shows previews: encodes and publishes them on a thread of its own."""
 
 import base64
+import time
+from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from io import BytesIO
-from typing import Final
+from queue import SimpleQueue
+from typing import Any, Final, TypeAlias
 
 import structlog
-from PIL import Image
 from redis.exceptions import RedisError
 
 from koala.events import EventType, JobEvent, publish
+from worker.draining import drain
+from worker.engine import Preview
 from worker.fencing import FencedWorker
 from worker.flight import Flight
 from worker.link import is_outage
@@ -20,7 +24,13 @@ log = structlog.get_logger()
 
 # A worker that cannot show them as fast as it draws them leaves some out.
 _MOST_PENDING: Final = 32
-_QUALITY: Final = 85
+# JPEG takes a tenth of WebP's time; colours at full resolution, for these are small.
+_FORMAT: Final = "JPEG"
+_MEDIA_TYPE: Final = "image/jpeg"
+_OPTIONS: Final[dict[str, Any]] = {"quality": 85, "subsampling": 0}
+
+# A job, and what one of its images looks like.
+_Shown: TypeAlias = tuple[Flight, Preview]
 
 
 class Showing:
@@ -39,50 +49,81 @@ class Showing:
         self._worker = worker
         self._metrics = metrics
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="showing")
-        self._pending: list[Future[None]] = []
+        self._waiting: SimpleQueue[_Shown] = SimpleQueue()
+        self._spent: SimpleQueue[float] = SimpleQueue()
 
-    def show(self, flight: Flight, index: int, step: int, image: Image.Image) -> None:
-        """Publish a preview of image ``index`` after ``step`` steps; drop it if that lags."""
-        self._pending = [future for future in self._pending if not future.done()]
-        if len(self._pending) >= _MOST_PENDING:
-            self._metrics.previews.labels("dropped").inc()
-            return
-        self._pending.append(self._pool.submit(self._publish, flight, index, step, image))
+    def show(self, previews: Iterable[_Shown]) -> None:
+        """Publish previews, each with its job; drop what lags behind."""
+        for shown in previews:
+            if self._waiting.qsize() >= _MOST_PENDING:
+                self._metrics.previews.labels("dropped").inc()
+            else:
+                self._waiting.put(shown)
+        self._pool.submit(self._publish_all).add_done_callback(_complain)
+
+    def spent(self) -> float:
+        """Seconds of a processor that showing took since this was last asked.
+
+        The safety check does not count: who wants it pays for it.
+        """
+        return sum(drain(self._spent))
 
     def close(self) -> None:
         """Drop what is not begun."""
         self._pool.shutdown(cancel_futures=True)
 
-    def _publish(self, flight: Flight, index: int, step: int, image: Image.Image) -> None:
-        if flight.outcome is not None:
+    def _publish_all(self) -> None:
+        seen = [shown for shown in drain(self._waiting) if self._may_be_seen(*shown)]
+        if not seen:
             return
-        if self._safety is not None and self._safety.refuses(image, flight.spec.moderation):
-            self._metrics.previews.labels("withheld").inc()
-            return
-        buffer = BytesIO()
-        image.save(buffer, "WEBP", quality=_QUALITY)
-        data = {
-            "image": index,
-            "preview": flight.spec.preview_steps.index(step),
-            "step": step,
-            "steps": flight.spec.num_inference_steps,
-            "image_steps": flight.steps,
-            "media_type": "image/webp",
-            "width": image.width,
-            "height": image.height,
-            "b64_json": base64.b64encode(buffer.getvalue()).decode(),
-        }
+        began = time.thread_time()
         worker = self._worker
-        event = JobEvent(EventType.PREVIEW, data)
         try:
             with worker.connection.pipeline(transaction=False) as pipeline:
-                publish(pipeline, worker.keys, flight.id, event, worker.event_ttl)
+                for flight, preview in seen:
+                    event = _event(flight, preview)
+                    publish(pipeline, worker.keys, flight.id, event, worker.event_ttl)
                 pipeline.execute()
         except RedisError as error:
             if not is_outage(error):
                 raise
-            # The next one shows more.
-            log.debug("a preview was not shown", job_id=flight.id, error=str(error))
-            self._metrics.previews.labels("dropped").inc()
+            # The next ones show more.
+            log.debug("previews were not shown", count=len(seen), error=str(error))
+            self._metrics.previews.labels("dropped").inc(len(seen))
         else:
-            self._metrics.previews.labels("shown").inc()
+            self._metrics.previews.labels("shown").inc(len(seen))
+        finally:
+            seconds = time.thread_time() - began
+            self._spent.put(seconds)
+            self._metrics.showing_seconds.inc(seconds)
+
+    def _may_be_seen(self, flight: Flight, preview: Preview) -> bool:
+        if flight.outcome is not None:
+            return False
+        safety = self._safety
+        if safety is not None and safety.refuses(preview.image, flight.spec.moderation):
+            self._metrics.previews.labels("withheld").inc()
+            return False
+        return True
+
+
+def _event(flight: Flight, preview: Preview) -> JobEvent:
+    buffer = BytesIO()
+    preview.image.save(buffer, _FORMAT, **_OPTIONS)
+    data = {
+        "image": preview.key.index,
+        "preview": flight.spec.preview_steps.index(preview.step),
+        "step": preview.step,
+        "steps": flight.spec.num_inference_steps,
+        "image_steps": flight.steps,
+        "media_type": _MEDIA_TYPE,
+        "width": preview.image.width,
+        "height": preview.image.height,
+        "b64_json": base64.b64encode(buffer.getvalue()).decode(),
+    }
+    return JobEvent(EventType.PREVIEW, data)
+
+
+def _complain(done: Future[None]) -> None:
+    if not done.cancelled() and (error := done.exception()) is not None:
+        log.error("previews were not shown", exc_info=error)

@@ -30,7 +30,7 @@ def test_a_prompt_becomes_a_picture_that_sharpens_on_its_way(page: Page) -> None
     generate(page, num_inference_steps=100, n=2, seed=7)
 
     preview = page.locator("#running .tile img").first
-    expect(preview).to_have_attribute("src", re.compile(r"^data:image/webp;base64,"))
+    expect(preview).to_have_attribute("src", re.compile(r"^data:image/jpeg;base64,"))
     early = preview.get_attribute("src")
     expect(preview).not_to_have_attribute("src", str(early))
     expect(page.locator("#running .job-state")).to_contain_text("Step")

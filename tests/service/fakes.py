@@ -120,14 +120,14 @@ class FakeWorker:
     def preview(self, job_id: str, preview: int, image: int = 0) -> None:
         """Show what an image looks like on its way; the others have come as far."""
         buffer = io.BytesIO()
-        Image.new("RGB", (8, 8), "grey").save(buffer, "WEBP")
+        Image.new("RGB", (8, 8), "grey").save(buffer, "JPEG")
         data = {
             "image": image,
             "preview": preview,
             "step": self.spec(job_id).preview_steps[preview],
             "steps": self.spec(job_id).num_inference_steps,
             "image_steps": [self.spec(job_id).preview_steps[preview]] * self.spec(job_id).n,
-            "media_type": "image/webp",
+            "media_type": "image/jpeg",
             "width": 8,
             "height": 8,
             "b64_json": base64.b64encode(buffer.getvalue()).decode(),

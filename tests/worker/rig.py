@@ -52,6 +52,7 @@ class FakeEngine:
         self.seeds: list[int] = []
         self._samples: dict[Any, tuple[SampleRequest, int]] = {}
         self.is_loaded = True
+        self.preview_seconds = 0.0
 
     @property
     def is_idle(self) -> bool:
@@ -86,6 +87,9 @@ class FakeEngine:
 
     def reload(self) -> None:
         self.is_loaded = True
+
+    def charge_previews(self, seconds: float) -> None:
+        self.preview_seconds += seconds
 
     def add(self, request: SampleRequest) -> None:
         if request.width % 8:

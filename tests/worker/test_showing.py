@@ -46,8 +46,9 @@ def test_previews_are_published_with_what_is_needed_to_show_them(rig: Rig) -> No
     for data in shown:
         assert (data["steps"], data["width"], data["height"]) == (9, 4, 2)
         with Image.open(io.BytesIO(base64.b64decode(data["b64_json"]))) as image:
-            assert (image.format, image.size) == ("WEBP", (4, 2))
-        assert data["media_type"] == "image/webp"
+            assert (image.format, image.size) == ("JPEG", (4, 2))
+        assert data["media_type"] == "image/jpeg"
+    assert engine.preview_seconds > 0
     assert "preview" not in rig.told(quiet)
     assert rig.metrics.previews.labels("shown")._value.get() == 4
 

@@ -125,6 +125,10 @@ class Engine:
         if entry is not None:
             self._leave(entry)
 
+    def charge_previews(self, seconds: float) -> None:
+        """Note how long it took to show previews: where that is much, fewer are drawn."""
+        self._previewer.charge(seconds)
+
     @torch.inference_mode()
     def step(self) -> list[EngineEvent]:
         """One tick: at most one U-Net call and one decoder call. Returns what came of it.
@@ -269,6 +273,7 @@ class Engine:
         if wanted:
             with self._tick.phase("preview"):
                 drawn = self._previewer.draw(wanted)
+            self._tick.previews_dropped += len(wanted) - len(drawn)
             for sample, image in drawn:
                 self._events.append(Preview(sample.key, sample.steps_done, image))
 

@@ -11,19 +11,24 @@ from worker.engine.decode import to_images
 from worker.engine.memory import is_fatal
 from worker.engine.pace import Pace
 from worker.engine.pipeline import ResidentPipeline
+from worker.engine.purse import Purse
 from worker.engine.sample import Sample
 from worker.engine.tiny import TinyDecoder
 
-# Of the engine's time, previews by the decoder may take this part.
-_SHARE: Final = 0.02
-# What may be saved up while nobody asks: a person who watches one image gets real pixels.
-_MOST_SAVED_SECONDS: Final = 0.5
+# Of the engine's time, previews may take these parts: the decoder one, and one whatever else is
+# done for them, here and on their way to who watches.
+_DECODER_SHARE: Final = 0.0075
+_SHOWING_SHARE: Final = 0.0075
+# What may be saved up while nobody asks: a person who watches a few images gets all of their
+# previews, and the first ones of real pixels.
+_MOST_FOR_DECODER: Final = 0.5
+_MOST_FOR_SHOWING: Final = 0.1
 # Above so many latent squares the decoder is out of the question.
 _LARGEST_DECODED: Final = 64 * 64
 
 
 class Previewer:
-    """Draws previews: by the decoder while that is cheap, else by the linear map.
+    """Draws previews: by the decoder while that is cheap, else by the linear map, else none.
 
     Args:
         pipeline: The model.
@@ -31,24 +36,30 @@ class Previewer:
 
     def __init__(self, pipeline: ResidentPipeline) -> None:
         self._pipeline = pipeline
-        self._saved = _MOST_SAVED_SECONDS
+        self._for_decoder = Purse(_DECODER_SHARE, _MOST_FOR_DECODER)
+        self._for_showing = Purse(_SHOWING_SHARE, _MOST_FOR_SHOWING)
         self._vae_pace = Pace()
         self._tiny_pace = Pace()
 
     def earn(self, seconds: float) -> None:
         """Note that the engine worked for so long."""
-        self._saved = min(_MOST_SAVED_SECONDS, self._saved + _SHARE * seconds)
+        self._for_decoder.earn(seconds)
+        self._for_showing.earn(seconds)
+
+    def charge(self, seconds: float) -> None:
+        """Note that what was drawn took so long to show."""
+        self._for_showing.spend(seconds)
 
     def draw(self, samples: Sequence[Sample]) -> list[tuple[Sample, Image.Image]]:
         """Previews of samples that have a prediction of their end.
 
-        A preview that cannot be drawn is left out: nothing depends on it.
+        What cannot be drawn, or not be paid for, is left out: nothing depends on it.
 
         Args:
             samples: Any, of one shape.
         """
         predicted = [(s, s.predicted) for s in samples if s.predicted is not None]
-        if not predicted:
+        if not predicted or self._for_showing.is_empty:
             return []
         try:
             latents = torch.cat([prediction for _, prediction in predicted])
@@ -67,9 +78,9 @@ class Previewer:
         pace = self._vae_pace
         if squares > _LARGEST_DECODED:
             decoder, pace = self._pipeline.tiny_decoder, self._tiny_pace
-        if decoder is None or self._saved <= 0:
+        if decoder is None or self._for_decoder.is_empty:
             return []
-        count = pace.affordable(self._saved, squares, len(latents))
+        count = pace.affordable(self._for_decoder.saved, squares, len(latents))
         if count < len(latents) and (count == 0 or self._pipeline.projection.is_known):
             return []
         began = time.perf_counter()
@@ -79,13 +90,18 @@ class Previewer:
             if is_fatal(error):
                 raise
             # It may well fail again: the next try has to be earned.
-            self._saved = min(self._saved, 0.0)
+            self._for_decoder.empty()
             return []
         spent = time.perf_counter() - began
-        self._saved -= spent
+        self._for_decoder.spend(spent)
         pace.note(spent, squares * count)
         return [None if isinstance(image, Exception) else image for image in drawn]
 
     def _projected(self, latents: torch.Tensor) -> list[Image.Image]:
         projection = self._pipeline.projection
-        return projection.draw(latents) if projection.is_known else []
+        if not projection.is_known:
+            return []
+        began = time.perf_counter()
+        images = projection.draw(latents)
+        self._for_showing.spend(time.perf_counter() - began)
+        return images

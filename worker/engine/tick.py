@@ -23,6 +23,7 @@ class Tick:
         upcasts: Images or tiles decoded again in fp32 because they overflowed in fp16.
         out_of_memory: Calls that ran out of memory.
         put_back: Samples that had to wait again for that.
+        previews_dropped: Previews that were due and are not drawn.
         encode_seconds: Prompts, initial noise and schedules of the samples admitted.
         unet_seconds: The U-Net call, its inputs put together included.
         scheduler_seconds: Guidance and scheduler steps.
@@ -37,6 +38,7 @@ class Tick:
     upcasts: int = 0
     out_of_memory: int = 0
     put_back: int = 0
+    previews_dropped: int = 0
     encode_seconds: float = 0.0
     unet_seconds: float = 0.0
     scheduler_seconds: float = 0.0
@@ -55,6 +57,7 @@ class TickRecorder:
     upcasts: int = 0
     out_of_memory: int = 0
     put_back: int = 0
+    previews_dropped: int = 0
     _seconds: dict[Phase, float] = field(default_factory=dict)
 
     @contextmanager
@@ -77,6 +80,7 @@ class TickRecorder:
             upcasts=self.upcasts,
             out_of_memory=self.out_of_memory,
             put_back=self.put_back,
+            previews_dropped=self.previews_dropped,
             encode_seconds=seconds.get("encode", 0.0),
             unet_seconds=seconds.get("unet", 0.0),
             scheduler_seconds=seconds.get("scheduler", 0.0),

@@ -12,7 +12,7 @@ from distill.fit_preview import fit
 from koala.catalogue import DEMO_FOLDER
 from koala.schedulers import SCHEDULERS
 from tests.worker.engine.support import images, run, sample
-from worker.engine import Engine, Preview, ResidentPipeline
+from worker.engine import Engine, EngineEvent, Preview, ResidentPipeline
 from worker.engine.conditioning import PromptCache
 from worker.engine.pace import Pace
 from worker.engine.previews import Previewer
@@ -98,7 +98,7 @@ def test_the_map_from_latents_is_learned_from_what_is_drawn(
 
     engine = Engine(pipeline, max_rows=8)
     # Too dear for the decoder from now on.
-    engine._previewer._saved = -1000.0
+    engine._previewer._for_decoder.spend(1000.0)
     colours = ("red", "blue")
     requests = [
         sample(
@@ -129,7 +129,7 @@ def test_a_worker_that_knows_no_map_and_has_no_time_shows_nothing(
 ) -> None:
     monkeypatch.setattr(pipeline, "projection", Projection())
     engine = Engine(pipeline, max_rows=8)
-    engine._previewer._saved = -1000.0
+    engine._previewer._for_decoder.spend(1000.0)
     events = run(engine, [sample("a", num_inference_steps=4, preview_steps=frozenset({2}))])
     assert not any(isinstance(event, Preview) for event in events)
     assert "a" in images(events)
@@ -171,15 +171,50 @@ def test_previews_by_the_decoder_are_paid_for_by_a_share_of_the_engines_time(
     # Half a second was saved up, and a first call is allowed to take longer.
     previewer.draw(drawn)
     assert decoded == [1]
-    previewer.earn(20.0)
+    previewer.earn(60.0)
     previewer.draw(drawn)
     assert decoded == [1]
-    previewer.earn(10.0)
+    previewer.earn(20.0)
     previewer.draw(drawn)
     assert decoded == [1, 1]
     # No more can be saved up than half a second, and by now it is known to take longer.
     previewer.earn(10_000.0)
     previewer.draw(drawn)
+    assert decoded == [1, 1]
+
+
+def test_previews_that_take_long_to_show_are_drawn_less_often(engine: Engine) -> None:
+    watched = sample("a", num_inference_steps=12, preview_steps=frozenset(range(1, 12)))
+    assert len(shown(run(engine, [watched]))) == 11
+    engine.charge_previews(1000.0)
+    assert shown(run(engine, [watched])) == []
+    assert engine.last_tick.previews_dropped == 0
+    engine.add(sample("b", num_inference_steps=12, preview_steps=frozenset({1})))
+    engine.step()
+    assert engine.last_tick.previews_dropped == 1
+    engine.remove("b")
+    # They cost nobody more than a hundredth of the time.
+    engine._previewer.earn(140_000.0)
+    [first, *_] = shown(run(engine, [watched]))
+    assert first.step == 1
+
+
+def shown(events: list[EngineEvent]) -> list[Preview]:
+    return [event for event in events if isinstance(event, Preview)]
+
+
+def test_maps_cost_what_they_take(
+    pipeline: ResidentPipeline, decoded: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn, previewer = predicted(pipeline), Previewer(pipeline)
+    previewer._for_decoder.spend(1000.0)
+    draw = pipeline.projection.draw
+    # By the clock of the decoder above, the map takes a second too.
+    monkeypatch.setattr(pipeline.projection, "draw", lambda it: (pipeline.decode(it), draw(it))[1])
+    assert len(previewer.draw(drawn)) == 1
+    assert previewer.draw(drawn) == []
+    previewer.earn(121.0)
+    assert len(previewer.draw(drawn)) == 1
     assert decoded == [1, 1]
 
 

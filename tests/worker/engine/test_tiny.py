@@ -51,7 +51,7 @@ def test_it_draws_what_is_too_large_for_the_vae_and_the_map_what_is_too_dear_for
     monkeypatch.setattr(previews, "_LARGEST_DECODED", 0)
     engine = Engine(pipeline, max_rows=2)
     assert preview(engine).size == (128, 128)
-    engine._previewer._saved = -1000.0
+    engine._previewer._for_decoder.spend(1000.0)
     assert preview(engine).size == (32, 32)
 
 

@@ -15,6 +15,7 @@ from koala.settings import Settings
 from service import errors, openapi
 from service.answer_headers import AnswerHeaders
 from service.body_limit import BodyLimit
+from service.ending import end
 from service.gateway import Gateway
 from service.header_limit import HeaderLimit
 from service.observe import QUIET_ROUTES, Observe
@@ -57,8 +58,8 @@ def create_app(
             async with gateway.withdrawals.running(), gateway.hub.running(), courier.running():
                 yield
         finally:
-            sweeping.cancel()
-            await asyncio.gather(sweeping, *gateway.tasks, return_exceptions=True)
+            await end(sweeping)
+            await asyncio.gather(*gateway.tasks, return_exceptions=True)
             await gateway.feeds.close()
             await gateway.redis.aclose()
 

@@ -18,6 +18,7 @@ import structlog
 
 from koala.events import EventType, JobEvent, decode
 from koala.keys import Keys
+from service.ending import end
 
 log = structlog.get_logger()
 
@@ -129,8 +130,7 @@ class Feeds:
     async def close(self) -> None:
         """Stop reading."""
         if self._reader is not None:
-            self._reader.cancel()
-            await asyncio.gather(self._reader, return_exceptions=True)
+            await end(self._reader)
 
     async def _keep_reading(self) -> None:
         while self._feeds:

@@ -13,6 +13,7 @@ import structlog
 
 from koala.events import EventType, parse_wake
 from koala.queue import JobQueue
+from service.ending import end
 from service.keep_going import keep_going
 
 log = structlog.get_logger()
@@ -85,9 +86,7 @@ class Hub:
         try:
             yield
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await end(*tasks)
 
     def _wake(self, job_id: str) -> None:
         for event in self._watches.get(job_id, ()):

@@ -12,6 +12,7 @@ import structlog
 
 from koala.errors import JobNotFound
 from koala.queue import JobQueue
+from service.ending import end
 from service.keep_going import keep_going
 from service.metrics import Metrics
 
@@ -59,8 +60,7 @@ class Withdrawals:
         try:
             yield
         finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+            await end(task)
             try:
                 await self._cancel_all()
             except redis.RedisError as error:
@@ -73,7 +73,8 @@ class Withdrawals:
         await self._cancel_all()
         if self._wishes:
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), _PAUSE_SECONDS)
+                async with asyncio.timeout(_PAUSE_SECONDS):
+                    await self._wake.wait()
 
     async def _cancel_all(self) -> None:
         for job_id, wish in list(self._wishes.items()):

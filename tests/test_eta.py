@@ -11,7 +11,7 @@ import httpx
 from tests.support import Stack
 
 GENERATIONS = "/v1/images/generations"
-JOBS = 44
+JOBS = 40
 CLIENTS = 12
 SIZES = ["64x64", "96x96", "128x128"]
 # A row of a call takes so long on two cores; quicker machines are given more to do.

@@ -13,6 +13,7 @@ import structlog
 from koala.errors import JobNotFound
 from koala.spec import JobRecord
 from koala.states import JobState
+from service.ending import end
 from service.gateway import Gateway
 from service.keep_going import FIRST_BACKOFF, keep_going
 from service.webhooks.attempts import Attempts, Verdict
@@ -63,8 +64,7 @@ class Courier:
         try:
             yield
         finally:
-            run.cancel()
-            await asyncio.gather(run, return_exceptions=True)
+            await end(run)
             await self._part()
             await self._sender.close()
 

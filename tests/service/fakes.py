@@ -72,7 +72,9 @@ def serving(
             yield Served(base_url, settings, app.state.gateway, http)
     finally:
         server.should_exit = True
-        thread.join(10)
+        thread.join(30)
+        # It would go on with other tests' jobs.
+        assert not thread.is_alive(), "a gateway that does not end"
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 10.0) -> None:

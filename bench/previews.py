@@ -10,11 +10,11 @@ from statistics import median
 from typing import Final
 
 import httpx
-from prometheus_client.parser import text_string_to_metric_families
 from pydantic import BaseModel, ConfigDict
 
 from bench.figures import rate_within
 from bench.load import Pace, closed_loop
+from bench.scrape import totals
 from bench.servers import Koala
 from bench.workloads import Request, Workload, requests
 
@@ -126,13 +126,6 @@ def _rate(service: Koala, seed: int, previews: int, pace: Pace) -> float:
 
 
 def _totals(service: Koala) -> Counter[tuple[str, str]]:
-    """The worker's counters so far, by name and label."""
+    """The worker's metrics so far, by name and label."""
     text = httpx.get(service.metrics_url, timeout=10, trust_env=False).raise_for_status().text
-    return Counter(
-        {
-            (sample.name, ",".join(sample.labels.values())): sample.value
-            for family in text_string_to_metric_families(text)
-            for sample in family.samples
-            if sample.name in (_LOOP, _SHOWING, _PREVIEWS)
-        }
-    )
+    return Counter(totals(text))

@@ -1,9 +1,11 @@
 """What a worker's ``/metrics`` and ``/proc`` say of it."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
 
 
 def scrape(url: str) -> dict[str, float]:
@@ -13,12 +15,20 @@ def scrape(url: str) -> dict[str, float]:
         httpx.HTTPError: Nobody answers.
     """
     answer = httpx.get(url, timeout=10, trust_env=False).raise_for_status()
+    return {sample.name: sample.value for sample in _samples(answer.text) if not sample.labels}
+
+
+def totals(text: str) -> dict[tuple[str, str], float]:
+    """Every sample of a metrics page but buckets, by its name and the values of its labels."""
     return {
-        sample.name: sample.value
-        for family in text_string_to_metric_families(answer.text)
-        for sample in family.samples
-        if not sample.labels
+        (sample.name, ",".join(sample.labels.values())): sample.value
+        for sample in _samples(text)
+        if "le" not in sample.labels
     }
+
+
+def _samples(text: str) -> Iterator[Sample]:
+    return (sample for family in text_string_to_metric_families(text) for sample in family.samples)
 
 
 def peak_memory(pid: int) -> int:

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Final
 
 import httpx
-from prometheus_client.parser import text_string_to_metric_families
 
 from bench.load import Pace, closed_loop
+from bench.scrape import totals
 from bench.servers import Koala
 from bench.tables import Table
 from bench.workloads import Workload, requests
@@ -123,14 +123,8 @@ async def _load(
 async def _look(service: Koala) -> _Look:
     async with httpx.AsyncClient(trust_env=False) as http:
         text = (await http.get(service.metrics_url)).raise_for_status().text
-    metrics = {
-        (sample.name, ",".join(sample.labels.values())): sample.value
-        for family in text_string_to_metric_families(text)
-        for sample in family.samples
-        if "le" not in sample.labels
-    }
     cpu = {name: _cpu_seconds(pid) for name, pid in service.pids.items()}
-    return _Look(time.monotonic(), cpu | {"load generator": time.process_time()}, metrics)
+    return _Look(time.monotonic(), cpu | {"load generator": time.process_time()}, totals(text))
 
 
 def _cpu_seconds(pid: int) -> float:

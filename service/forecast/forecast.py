@@ -84,5 +84,5 @@ class _Ahead:
         """When somebody has room for it, if nobody is before it; infinity: not yet known."""
         if self._queue:
             return math.inf
-        roomy = (lane for lane in self._lanes if lane.has_room)
-        return min((max(self._arrival, lane.clock) for lane in roomy), default=math.inf)
+        soonest = min((lane.clock for lane in self._lanes if lane.has_room), default=math.inf)
+        return max(self._arrival, soonest)

@@ -16,7 +16,7 @@ from service.forecast.pace import Pace
 from service.forecast.situation import Lane, Situation, Work
 
 # The load of so many seconds is taken to go on.
-_WINDOW_SECONDS: Final = 60.0
+WINDOW_SECONDS: Final = 60.0
 # A load that has just begun is not taken for a lasting one: as if nobody had come for so long.
 _REST_SECONDS: Final = 5.0
 # As many of the newest jobs say what those look like that are to come.
@@ -68,7 +68,7 @@ class SituationReader:
         sample = [job_id.decode() for job_id in newest]
         missing = [job_id for job_id in {*queue, *held, *sample} if job_id not in self._works]
         async with self._redis.pipeline(transaction=False) as pipeline:
-            window = (now - _WINDOW_SECONDS, "+inf")
+            window = (now - WINDOW_SECONDS, "+inf")
             pipeline.zcount(keys.index, *window)
             pipeline.zrangebyscore(keys.index, *window, start=0, num=1, withscores=True)
             for job_id in missing:
@@ -88,7 +88,7 @@ class SituationReader:
         return Situation(
             lanes=tuple(self._lane(ad, holdings, now) for ad in ads if ad.sizes),
             queue=self._known(job_id for job_id in queue if job_id not in taken),
-            arrivals_per_second=_rate(came, max(0.0, now - first[0][1]) if first else 0.0),
+            arrivals_per_second=arrival_rate(came, max(0.0, now - first[0][1]) if first else 0.0),
             arrivals=self._known(sample),
         )
 
@@ -111,7 +111,7 @@ class SituationReader:
             self.remember(job_id, spec)
 
 
-def _rate(came: int, seconds: float) -> float:
+def arrival_rate(came: int, seconds: float) -> float:
     """Jobs per second, of so many that came since the first of them did."""
     return max(0, came - 1) / (seconds + _REST_SECONDS)
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from koala.workers import MeasuredSize
 from service.forecast.forecast import forecast
 from service.forecast.pace import Pace
+from service.forecast.reader import WINDOW_SECONDS, arrival_rate
 from service.forecast.situation import Lane, Situation, Work
 from tests.support import spec
 from worker.batching import StepCurve
@@ -34,7 +35,6 @@ DEMO = Device(
 GPU = PROFILES["4090/koala-lightning-700m"].device(((1024, 1024), (512, 512)), None, None)
 MIXED = {(64, 64): 3.0, (128, 128): 1.0}
 LARGE = {(1024, 1024): 1.0, (512, 512): 2.0}
-WINDOW, REST = 60.0, 5.0
 LOOKED_AT = 0.1
 
 
@@ -122,12 +122,12 @@ class Scene:
             Lane(str(i), Pace(sizes), tuple(replace(w, age=self.now - began) for w in works))
             for i, (began, works) in enumerate(self.seen)
         ]
-        lately = [job for job in self.jobs if job.arrived >= self.now - WINDOW]
+        lately = [job for job in self.jobs if job.arrived >= self.now - WINDOW_SECONDS]
         since = self.now - lately[0].arrived if lately else 0.0
         return Situation(
             lanes=tuple(lanes),
             queue=tuple(whole(job) for job in self.queue),
-            arrivals_per_second=max(0, len(lately) - 1) / (since + REST),
+            arrivals_per_second=arrival_rate(len(lately), since),
             arrivals=tuple(whole(job) for job in lately[-16:]),
         )
 

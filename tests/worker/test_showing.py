@@ -14,7 +14,14 @@ from worker.engine import Preview
 
 
 class PreviewingEngine(FakeEngine):
-    """Shows a grey square after each step that a preview is wanted of."""
+    """Shows a grey square after each step that a preview is wanted of.
+
+    No worker draws faster than that: each preview is looked at before the next.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before_step = lambda number: time.sleep(0.02)
 
     def step(self) -> list[Any]:
         requests = {key: request for key, (request, _) in self._samples.items()}
@@ -32,8 +39,6 @@ def test_previews_are_published_with_what_is_needed_to_show_them(rig: Rig) -> No
     quiet = rig.submit(num_inference_steps=9)
 
     engine = PreviewingEngine()
-    # As fast as that no worker draws.
-    engine.before_step = lambda number: time.sleep(0.02)
     rig.work(engine=engine)
 
     shown = [event.data for event in rig.events(job_id) if event.type == "preview"]

@@ -27,13 +27,17 @@ def distance(first: Image.Image, second: Image.Image) -> float:
     return float(np.abs(pixels[0] - pixels[1]).mean())
 
 
+def shown(events: list[EngineEvent]) -> list[Preview]:
+    return [event for event in events if isinstance(event, Preview)]
+
+
 def test_previews_come_after_the_steps_asked_for_and_sharpen(engine: Engine) -> None:
     request = sample(
         "a", width=64, height=64, num_inference_steps=12, preview_steps=frozenset({2, 6, 11})
     )
     events = run(engine, [request, sample("b", num_inference_steps=12)])
 
-    previews = [event for event in events if isinstance(event, Preview)]
+    previews = shown(events)
     assert [(event.key, event.step) for event in previews] == [("a", 2), ("a", 6), ("a", 11)]
     final = images(events)["a"]
     distances = [distance(event.image, final) for event in previews]
@@ -53,7 +57,7 @@ def test_each_schedulers_last_preview_is_nearly_the_image(engine: Engine, schedu
     )
     events = run(engine, [request])
 
-    [preview] = [event for event in events if isinstance(event, Preview)]
+    [preview] = shown(events)
     assert distance(preview.image, images(events)["a"]) < 20
 
 
@@ -131,7 +135,7 @@ def test_a_worker_that_knows_no_map_and_has_no_time_shows_nothing(
     engine = Engine(pipeline, max_rows=8)
     engine._previewer._for_decoder.spend(1000.0)
     events = run(engine, [sample("a", num_inference_steps=4, preview_steps=frozenset({2}))])
-    assert not any(isinstance(event, Preview) for event in events)
+    assert shown(events) == []
     assert "a" in images(events)
 
 
@@ -193,14 +197,10 @@ def test_previews_that_take_long_to_show_are_drawn_less_often(engine: Engine) ->
     engine.step()
     assert engine.last_tick.previews_dropped == 1
     engine.remove("b")
-    # They cost nobody more than a hundredth of the time.
+    # Their share of the engine's time pays off what they took.
     engine._previewer.earn(140_000.0)
     [first, *_] = shown(run(engine, [watched]))
     assert first.step == 1
-
-
-def shown(events: list[EngineEvent]) -> list[Preview]:
-    return [event for event in events if isinstance(event, Preview)]
 
 
 def test_maps_cost_what_they_take(

@@ -264,8 +264,9 @@ class InflightWorker(SteadyWorker):
         for flight, end in self._landing.ended(patience):
             with self.link.attempt():
                 try:
-                    end.result()
-                    self._rates.landed(flight.decoded_at)
+                    landed_at = end.result()
+                    if flight.decoded_at is not None:
+                        self._rates.stored(landed_at - flight.decoded_at)
                     self._forget(flight)
                 except LeaseLost:
                     self._forget_lost(flight)

@@ -1,5 +1,6 @@
 """Landing: writes down how a job ended, once, and lets it be told."""
 
+import time
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
@@ -28,14 +29,14 @@ class Landing:
         self._metrics = metrics
         self._report = report
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="landing")
-        self._pending: dict[Flight, Future[None]] = {}
+        self._pending: dict[Flight, Future[float]] = {}
 
     def begin(self, flight: Flight, outcome: Outcome) -> None:
         """Start to write down the end of a flight, unless that is under way."""
         if flight not in self._pending:
             self._pending[flight] = self._pool.submit(self.land, flight, outcome)
 
-    def ended(self, seconds: float = 0.0) -> Iterator[tuple[Flight, Future[None]]]:
+    def ended(self, seconds: float = 0.0) -> Iterator[tuple[Flight, Future[float]]]:
         """The flights that :meth:`land` is done with, and what came of it.
 
         Waits up to ``seconds`` for one.
@@ -49,8 +50,8 @@ class Landing:
         """Wait for what is being written."""
         self._pool.shutdown()
 
-    def land(self, flight: Flight, outcome: Outcome) -> None:
-        """Write down the end of a flight.
+    def land(self, flight: Flight, outcome: Outcome) -> float:
+        """Write down the end of a flight; when that was done, as ``time.monotonic()`` has it.
 
         Raises:
             LeaseLost: The job is somebody else's; nothing was written.
@@ -65,7 +66,9 @@ class Landing:
                 self._worker.fail(job, execution, outcome.reason, outcome.status)
         except AlreadyEnded:
             log.info("a job had ended already", job_id=job.id)
+        landed_at = time.monotonic()
         self._report.ended(flight, outcome)
+        return landed_at
 
     def refuse(self, job: FencedJob, execution: Execution, reason: str) -> None:
         """Fail a claimed job that is none of ours; nothing it asks for at its end is done.

@@ -82,11 +82,10 @@ class Rates:
         self._images += 1
         self._stored_at.append(time.monotonic())
 
-    def landed(self, decoded_at: float | None) -> None:
-        """Note a job that is over, the last pixel of which was there at ``decoded_at``, if any."""
-        if decoded_at is not None:
-            weight = _STORE_WEIGHT if self.store_seconds else 1.0
-            self.store_seconds += weight * (time.monotonic() - decoded_at - self.store_seconds)
+    def stored(self, seconds: float) -> None:
+        """Note how long it took from a job's last pixel until its end could be seen."""
+        weight = _STORE_WEIGHT if self.store_seconds else 1.0
+        self.store_seconds += weight * (seconds - self.store_seconds)
 
     def slowness(self, size: Size | None = None) -> float:
         """How many times as long the loop lately took as the calls in it take by the curve.

@@ -1,5 +1,7 @@
 """Jobs in flight: how they join, advance and end, and what RQ shows meanwhile."""
 
+import time
+
 import pytest
 from rq import Queue, Worker
 from rq.job import JobStatus
@@ -216,3 +218,24 @@ def test_tokens_beyond_what_the_model_reads_are_counted(rig: Rig) -> None:
     value = rig.metrics.registry.get_sample_value
     assert value("koala_prompt_tokens_total") == 80 + 76 + 2
     assert value("koala_prompt_tokens_truncated_total") == 5 + 1
+
+
+def test_how_long_storing_takes_does_not_depend_on_what_the_loop_does_meanwhile(rig: Rig) -> None:
+    short, long = rig.submit(num_inference_steps=1), rig.submit(num_inference_steps=60)
+    seen = []
+
+    def draw(number: int) -> None:
+        time.sleep(0.02)
+        if not seen and rig.record(short).state == "completed":
+            # The loop notices only after this step.
+            seen.append(number)
+            time.sleep(2.0)
+
+    worker = rig.worker()
+    rig.engine.before_step = draw
+
+    worker.work(burst=True)
+
+    assert seen
+    assert rig.record(long).state == "completed"
+    assert 0 < worker._rates.store_seconds < 0.5

@@ -50,12 +50,10 @@ def test_the_images_of_the_last_minute_are_counted(monkeypatch: pytest.MonkeyPat
     assert (rates.images_last_minute, rates.images_total) == (2, 3)
 
 
-def test_what_storing_takes_is_an_average_that_forgets(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("worker.rates.time.monotonic", lambda: 10.0)
+def test_what_storing_takes_is_an_average_that_forgets() -> None:
     rates = Rates()
-    rates.landed(None)
     assert rates.store_seconds == 0
-    rates.landed(9.0)
+    rates.stored(1.0)
     assert rates.store_seconds == pytest.approx(1.0)
-    rates.landed(8.0)
+    rates.stored(2.0)
     assert rates.store_seconds == pytest.approx(1.1)

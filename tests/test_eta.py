@@ -11,8 +11,8 @@ import httpx
 from tests.support import Stack
 
 GENERATIONS = "/v1/images/generations"
-JOBS = 40
-CLIENTS = 12
+JOBS = 56
+CLIENTS = 18
 SIZES = ["64x64", "96x96", "128x128"]
 # A row of a call takes so long on two cores; quicker machines are given more to do.
 ROW_SECONDS = 0.0033
@@ -66,7 +66,7 @@ class Told:
         if self.ended_at - told_at < SHORTEST_SECONDS:
             return None
         left = clock.at(self.ended_at) - clock.at(told_at)
-        return abs(own_eta / left - 1)
+        return own_eta / left - 1
 
 
 def steps_factor(http: httpx.Client) -> float:
@@ -81,7 +81,7 @@ def shape(rng: random.Random, factor: float) -> dict[str, Any]:
     return {
         "prompt": "a koala",
         "size": rng.choice(SIZES[:1] + SIZES),
-        "num_inference_steps": round(rng.randint(15, 35) * factor),
+        "num_inference_steps": round(rng.randint(10, 22) * factor),
         "guidance_scale": rng.choice([1.0, 3.5, 3.5]),
         "scheduler": rng.choice(["euler", "heun", "dpm2", "dpm++_2m"]),
         "n": rng.randint(1, 3),
@@ -95,19 +95,20 @@ def test_etas_under_load_are_within_a_quarter_of_the_truth(stack: Stack) -> None
             # A worker measures each size when it first comes, and everybody waits.
             response = http.post(GENERATIONS, json={"prompt": "a koala", "size": size})
             assert response.is_success, response.text
-    measured = [median_errors(stack)]
-    if max(measured[0]) > MOST_ERROR:
+    measured = [errors(stack)]
+    if median_error(measured[0]) > MOST_ERROR:
         # Another process took the cores in the middle of it, which nobody can foretell.
-        measured.append(median_errors(stack))
-    assert max(measured[-1]) <= MOST_ERROR, measured
+        measured.append(errors(stack))
+    assert median_error(measured[-1]) <= MOST_ERROR, measured
 
 
-def median_errors(stack: Stack) -> tuple[float, float]:
-    """Of the ETAs told at admission and in the middle of each job's life."""
+def errors(stack: Stack) -> tuple[list[float], list[float]]:
+    """Of the ETAs told at admission, and in the middle of each job's life."""
     rng = random.Random(5)
     under_way: dict[str, Told] = {}
     ended: list[Told] = []
     states = set()
+    ending: set[str] = set()
     with httpx.Client(base_url=stack.base_url, timeout=60) as http:
         clock = Clock(http)
         factor = steps_factor(http)
@@ -120,8 +121,13 @@ def median_errors(stack: Stack) -> tuple[float, float]:
             note(under_way[job["id"]], job, began)
 
         def note(told: Told, job: dict[str, Any], now: float) -> None:
-            told.etas.append((now, job["eta_seconds"] / clock.slowness))
+            assert told.id not in ending, job
             states.add(job["status"])
+            if job["eta_seconds"] is None:
+                # It ended between the look at it and the look at its worker.
+                ending.add(told.id)
+            else:
+                told.etas.append((now, job["eta_seconds"] / clock.slowness))
 
         clock.tick()
         for _ in range(CLIENTS):
@@ -144,12 +150,17 @@ def median_errors(stack: Stack) -> tuple[float, float]:
     assert states == {"queued", "in_progress"}
     # The first ones cannot know how many will follow, nor the last ones that none will.
     steady = sorted(ended, key=lambda told: told.submitted_at)[CLIENTS:-CLIENTS]
-    return median_error(steady, 0.0, clock), median_error(steady, 0.5, clock)
+    return known_errors(steady, 0.0, clock), known_errors(steady, 0.5, clock)
 
 
-def median_error(jobs: list[Told], share: float, clock: Clock) -> float:
-    """Median over jobs of the error of what was told after a share of their lives."""
-    errors = [told.error(share, clock) for told in jobs]
-    known = [error for error in errors if error is not None]
-    assert len(known) >= 8, errors
-    return median(known)
+def known_errors(jobs: list[Told], share: float, clock: Clock) -> list[float]:
+    """The errors of what was told after a share of the jobs' lives."""
+    each = [told.error(share, clock) for told in jobs]
+    known = [round(error, 2) for error in each if error is not None]
+    assert len(known) >= 8, each
+    return known
+
+
+def median_error(measured: tuple[list[float], list[float]]) -> float:
+    """The larger of the two medians."""
+    return max(median(abs(error) for error in errors) for errors in measured)

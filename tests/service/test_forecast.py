@@ -34,6 +34,14 @@ DEMO = Device(
 )
 GPU = PROFILES["4090/koala-lightning-700m"].device(((1024, 1024), (512, 512)), None, None)
 MIXED = {(64, 64): 3.0, (128, 128): 1.0}
+# And one that knows three sizes.
+THREE = Device(
+    "three",
+    {**DEMO.curves, (96, 96): StepCurve({r: 2.25 * s for r, s in SMALL.items()})},
+    {**DEMO.decode_seconds, (96, 96): 0.009},
+    tick_overhead_seconds=0.002,
+)
+VARIED = {(64, 64): 2.0, (96, 96): 1.0, (128, 128): 1.0}
 LARGE = {(1024, 1024): 1.0, (512, 512): 2.0}
 LOOKED_AT = 0.1
 
@@ -161,9 +169,11 @@ def whole(job: Job) -> Work:
     return work(job, [job.shape.steps] * job.shape.n)
 
 
-def requests(workload: Workload, count: int, per_second: float) -> list[tuple[float, Shape]]:
+def requests(
+    workload: Workload, count: int, per_second: float, seed: int = 3
+) -> list[tuple[float, Shape]]:
     """Requests that know nothing of each other."""
-    rng = random.Random(3)
+    rng = random.Random(seed)
     moment, coming = 0.0, []
     for _ in range(count):
         coming.append((moment, workload.draw(rng)))
@@ -217,6 +227,17 @@ def test_a_forecast_holds_from_the_first_seconds_of_a_load(
     known = at_arrival[4:]
     assert median(abs(error) for error in known) <= 0.25
     assert abs(median(known)) <= 0.15
+
+
+def test_those_who_come_are_taken_for_a_mixture_however_few_they_are() -> None:
+    errors = []
+    for seed in range(3, 9):
+        scene = Scene(THREE, clients=8)
+        scene.run(requests(Workload(VARIED, (10, 60), (1, 4), 3), 60, 100.0, seed))
+        errors += scene.errors()[0][8:-8]
+    # 0.17 if they are taken to be the latest ones, in their order.
+    assert median(abs(error) for error in errors) <= 0.15
+    assert abs(median(errors)) <= 0.05
 
 
 def one(job_id: str, **changes: object) -> Work:

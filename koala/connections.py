@@ -2,15 +2,20 @@
 
 import redis
 import redis.asyncio
+import redis.asyncio.retry
 from redis.asyncio import BlockingConnectionPool
-from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialWithJitterBackoff
+from redis.retry import Retry
 
 from koala.settings import Settings
 
 _CONNECT_SECONDS = 5.0
 _ANSWER_SECONDS = 2.0
 _POOL_SIZE = 64
+# Once, for a connection that broke while nobody used it. A server that does not answer costs as
+# many timeouts as there are attempts; who is to outlast that tries anew.
+_RETRIES = 1
+_BACKOFF = ExponentialWithJitterBackoff(base=0.01, cap=0.1)
 
 
 def connect(settings: Settings) -> redis.Redis:
@@ -21,6 +26,7 @@ def connect(settings: Settings) -> redis.Redis:
     return redis.Redis.from_url(
         settings.resolved_redis_url,
         socket_connect_timeout=_CONNECT_SECONDS,
+        retry=Retry(_BACKOFF, _RETRIES),
         health_check_interval=30,
     )
 
@@ -37,7 +43,7 @@ def connect_async(settings: Settings) -> redis.asyncio.Redis:
         timeout=_CONNECT_SECONDS,
         socket_connect_timeout=_ANSWER_SECONDS,
         socket_timeout=_ANSWER_SECONDS,
-        retry=Retry(ExponentialWithJitterBackoff(base=0.01, cap=0.1), retries=1),
+        retry=redis.asyncio.retry.Retry(_BACKOFF, _RETRIES),
         health_check_interval=30,
     )
     return redis.asyncio.Redis.from_pool(pool)

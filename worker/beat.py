@@ -11,20 +11,23 @@ log = structlog.get_logger()
 
 
 class Beat(threading.Thread):
-    """Calls ``actions`` every ``seconds`` until stopped, outages of Redis notwithstanding."""
+    """Calls ``actions`` every ``seconds`` until stopped, outages of Redis notwithstanding.
+
+    Its ``link`` knows of those first.
+    """
 
     def __init__(self, seconds: float, *actions: Callable[[], None]) -> None:
         super().__init__(name="beat", daemon=True)
         self._seconds = seconds
         self._actions = actions
         self._stopped = threading.Event()
-        self._link = Link("beat")
+        self.link = Link("beat")
 
     def run(self) -> None:
         """The thread's body."""
         while not self._stopped.wait(self._seconds):
             try:
-                with self._link.attempt():
+                with self.link.attempt():
                     for action in self._actions:
                         action()
             except Exception:

@@ -130,6 +130,7 @@ class InflightWorker(SteadyWorker):
             metrics,
         )
         self._beat = Beat(settings.heartbeat_seconds, self._upkeep.beat, idle.check)
+        self.link.follow(self._beat.link)
         self._next_maintenance = 0.0
         self._next_poll = 0.0
         self._is_suspended = False
@@ -270,7 +271,7 @@ class InflightWorker(SteadyWorker):
                     self._forget(flight)
                 except LeaseLost:
                     self._forget_lost(flight)
-        if self.link.is_down and self._engine.is_idle:
+        if not self.link.is_due and self._engine.is_idle:
             time.sleep(_REST_SECONDS)
 
     def _maintain(self) -> None:

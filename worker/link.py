@@ -48,10 +48,20 @@ class Link:
         self._backoff = 0.0
         self._next_attempt = 0.0
         self._down_since: float | None = None
+        self._scout: Link | None = None
+
+    def follow(self, scout: "Link") -> None:
+        """Let attempts be due only while those of ``scout`` succeed.
+
+        A server that does not answer keeps each attempt waiting: let that be another thread.
+        """
+        self._scout = scout
 
     @property
     def is_due(self) -> bool:
         """Whether an attempt may be made now: always, unless the last ones failed."""
+        if self._scout is not None and self._scout.is_down:
+            return False
         return self.seconds_to_wait <= 0
 
     @property

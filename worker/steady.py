@@ -22,9 +22,14 @@ from worker.link import Link, is_outage
 
 log = structlog.get_logger()
 
-# An idle worker's blocking pop lasts worker_ttl - 15 s, and RQ shows a dead worker for worker_ttl
-# + 60 s. Signs of life come from the beat's thread, so both can be short.
+# RQ shows a dead worker for a minute longer. Signs of life come from the beat's thread, so it can
+# be short.
 WORKER_TTL: Final = 30
+
+# An idle worker's blocking pop. Every answer may take somewhat longer than that, and one that
+# never comes keeps all in flight waiting for so long.
+_POP_SECONDS: Final = 2
+_ANSWER_SECONDS: Final = 5
 
 _PUBSUB_RETRY_SECONDS: Final = 1.0
 
@@ -45,6 +50,18 @@ class SteadyWorker(FencedWorker):
         self._drain_seconds = drain_seconds
         self._drain_ends: float | None = None
         self._is_waiting = False
+
+    # Patience
+
+    @property
+    def dequeue_timeout(self) -> int:
+        """RQ's: seconds of a blocking pop."""
+        return _POP_SECONDS
+
+    @property
+    def connection_timeout(self) -> int:
+        """RQ's: seconds within which Redis has to answer."""
+        return _ANSWER_SECONDS
 
     # Stopping
 

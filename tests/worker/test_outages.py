@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import redis
 from redis.exceptions import RedisError, ResponseError
 
 from koala import embedded
+from koala.connections import connect
 from koala.settings import Settings
 from tests.service.fakes import wait_until
 from tests.worker.claims import leases, pending, pop
@@ -22,6 +24,7 @@ from worker.inflight import InflightWorker
 from worker.landing import Landing
 from worker.link import Link, is_outage
 from worker.report import Report
+from worker.steady import SteadyWorker
 from worker.strays import Strays
 
 _ANSWER_SECONDS = 0.3
@@ -43,9 +46,10 @@ class Server:
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[tuple[Server, Rig]]:
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Server, Rig]]:
     """A server, and a queue on it whose workers wait for an answer for a moment only."""
-    settings = Settings(data_dir=tmp_path)
+    monkeypatch.setattr(SteadyWorker, "connection_timeout", _ANSWER_SECONDS)
+    settings = Settings(data_dir=tmp_path, lease_seconds=2, heartbeat_seconds=0.5)
     process = subprocess.Popen(embedded.prepare(settings))
     try:
         embedded.wait_until_ready(settings)
@@ -59,9 +63,8 @@ def server(tmp_path: Path) -> Iterator[tuple[Server, Rig]]:
 
 def impatient(rig: Rig) -> InflightWorker:
     """A worker whose calls time out."""
-    connection = redis.Redis.from_url(
-        rig.settings.resolved_redis_url, socket_timeout=_ANSWER_SECONDS
-    )
+    connection = connect(rig.settings)
+    connection.connection_pool.connection_kwargs["socket_timeout"] = _ANSWER_SECONDS
     return rig.worker(connection=connection)
 
 
@@ -86,6 +89,38 @@ def freeze_before_answers_to_claims(
     monkeypatch.setattr(Admission, "_write_claim", write)
 
 
+def test_drawing_goes_on_while_redis_answers_nothing(
+    server: tuple[Server, Rig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frozen, rig = server
+    job_id = rig.submit(num_inference_steps=200)
+    worker = impatient(rig)
+    waited_at: list[int] = []
+    fail = Link._failed
+
+    def note(link: Link, error: Exception) -> None:
+        if link is worker.link:
+            waited_at.append(rig.engine.steps_taken)
+        fail(link, error)
+
+    def draw(number: int) -> None:
+        time.sleep(0.03)
+        if number == 20:
+            frozen.freeze()
+        if number == 190:
+            frozen.thaw()
+
+    monkeypatch.setattr(Link, "_failed", note)
+    rig.engine.before_step = draw
+    worker.work(burst=True)
+
+    assert rig.record(job_id).state == "completed"
+    assert rig.record(job_id).attempts == 0
+    # The loop may run into it before the heartbeat does; from then on that is who waits.
+    assert all(20 <= number < 100 for number in waited_at), waited_at
+    assert len(waited_at) <= 4
+
+
 def test_a_claim_whose_answer_got_lost_is_found_to_be_ours(
     server: tuple[Server, Rig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -93,7 +128,7 @@ def test_a_claim_whose_answer_got_lost_is_found_to_be_ours(
     job_id = rig.submit()
     worker = impatient(rig)
     job = pop(rig, worker)
-    freeze_before_answers_to_claims(frozen, monkeypatch, thaw_after=2 * _ANSWER_SECONDS)
+    freeze_before_answers_to_claims(frozen, monkeypatch, thaw_after=1.5 * _ANSWER_SECONDS)
 
     execution = Admission(worker, leases(rig), strays_of(rig), rig.settings, MODEL).claim(job)
 

@@ -69,6 +69,11 @@ class Keys:
         return f"koala:{self.queue}:idempotency:{owner}:{digest}"
 
     @property
+    def finished(self) -> str:
+        """RQ's registry of finished jobs by the time they expire (s)."""
+        return f"rq:finished:{self.queue}"
+
+    @property
     def cancelled(self) -> str:
         """RQ's registry of cancelled jobs by the time they expire (s)."""
         return f"rq:canceled:{self.queue}"

@@ -25,9 +25,9 @@ def forecast(situation: Situation) -> dict[str, float]:
     """Seconds from now until the end of each job that waits or is held, by job id.
 
     What lies behind the queue's end matters too: new jobs keep batches full. They are taken to go
-    on coming as fast as they came lately, and at least one for each that ends: who is served
-    mostly comes back, and a load that has just begun has no other sign of going on. They look
-    like the latest ones, in several orders: the median counts. Empty if no live worker has a pace.
+    on coming as fast as they came lately, and at least as many as of those who are served come
+    back. They look like the latest ones, in several orders: the median counts. Empty if no live
+    worker has a pace.
     """
     if not situation.lanes:
         return {}
@@ -46,9 +46,12 @@ class _Ahead:
         self._rate = situation.arrivals_per_second
         self._arrivals = sorted(situation.arrivals, key=_effort)
         self._phase = phase
-        # Of those that are not there yet; and when the first ones come that replace who is done.
+        self._returning = situation.returning
+        # Ends that add up to somebody who returns.
+        self._served = phase
+        # Of those that are not there yet; and when the first ones come who return.
         self._taken = 0
-        self._replaced_at: list[float] = []
+        self._returns: list[float] = []
         self._open = {work.job_id for work in situation.queue}
         self._open.update(work.job_id for lane in situation.lanes for work in lane.held)
 
@@ -61,12 +64,18 @@ class _Ahead:
                 self._hand_out(moment)
                 continue
             for job_id, end in lane.pass_event():
-                self._replaced_at.append(lane.clock)
+                self._end(lane.clock)
                 if job_id in self._open:
                     self._open.remove(job_id)
                     ends[job_id] = end
             self._hand_out(lane.clock)
         return ends
+
+    def _end(self, now: float) -> None:
+        self._served += self._returning
+        if self._served >= 1:
+            self._served -= 1
+            self._returns.append(now)
 
     def _hand_out(self, now: float) -> None:
         """Give what waits to those who have room, whoever has most of it first."""
@@ -93,8 +102,8 @@ class _Ahead:
         if not self._arrivals:
             return math.inf
         by_rate = (self._taken + 1) / self._rate if self._rate else math.inf
-        is_next_known = self._taken < len(self._replaced_at)
-        return min(by_rate, self._replaced_at[self._taken] if is_next_known else math.inf)
+        is_next_known = self._taken < len(self._returns)
+        return min(by_rate, self._returns[self._taken] if is_next_known else math.inf)
 
     @property
     def _next_use(self) -> float:

@@ -7,20 +7,20 @@ from collections.abc import Iterable
 from typing import Any, Final
 
 import redis.asyncio
+from rq.utils import as_text, utcparse
 
 from koala.events import EventType, decode
 from koala.keys import Keys
 from koala.spec import JobSpec
 from koala.workers import WorkerAd
+from service.forecast.load import WINDOW_SECONDS, arrival_rate, share_returning
 from service.forecast.pace import Pace
 from service.forecast.situation import Lane, Situation, Work
 
-# The load of so many seconds is taken to go on.
-WINDOW_SECONDS: Final = 60.0
-# A load that has just begun is not taken for a lasting one: as if nobody had come for so long.
-_REST_SECONDS: Final = 5.0
 # As many of the newest jobs say what those look like that are to come.
 _SAMPLE: Final = 16
+# As many of those that ended last say who comes back.
+_ENDED: Final = 8
 # Jobs whose work is remembered; it never changes.
 _REMEMBERED: Final = 4096
 
@@ -59,24 +59,28 @@ class SituationReader:
             pipeline.lrange(keys.intermediate, 0, -1)
             pipeline.lrange(keys.pending, 0, -1)
             pipeline.zrange(keys.leases, 0, -1)
-            pipeline.zrevrange(keys.index, 0, _SAMPLE - 1)
-            (seconds, micros), popped, pending, leased, newest = await pipeline.execute()
+            pipeline.zrevrange(keys.index, 0, _SAMPLE - 1, withscores=True)
+            pipeline.zrevrange(keys.finished, 0, _ENDED - 1)
+            (seconds, micros), popped, pending, leased, newest, done = await pipeline.execute()
         now = seconds + micros / 1e6
         queue = [job_id.decode() for job_id in reversed(popped)]
         queue += [job_id.decode() for job_id in pending]
         held = [job_id.decode() for job_id in leased]
-        sample = [job_id.decode() for job_id in newest]
+        sample = [job_id.decode() for job_id, _ in newest]
         missing = [job_id for job_id in {*queue, *held, *sample} if job_id not in self._works]
         async with self._redis.pipeline(transaction=False) as pipeline:
             window = (now - WINDOW_SECONDS, "+inf")
             pipeline.zcount(keys.index, *window)
             pipeline.zrangebyscore(keys.index, *window, start=0, num=1, withscores=True)
+            for job_id in done:
+                pipeline.hget(keys.job(job_id.decode()), "ended_at")
             for job_id in missing:
                 pipeline.hget(keys.job(job_id), "data")
             for job_id in held:
                 pipeline.hmget(keys.job(job_id), "worker_name", "started_at")
                 pipeline.xrevrange(keys.events(job_id), count=1)
             came, first, *replies = await pipeline.execute()
+        ended, replies = replies[: len(done)], replies[len(done) :]
         for job_id, data in zip(missing, replies, strict=False):
             self._learn(job_id, data)
         states = replies[len(missing) :]
@@ -85,11 +89,17 @@ class SituationReader:
         ]
         holdings.sort(key=lambda holding: holding.started_at)
         taken = set(held)
+        returning = share_returning(
+            [utcparse(as_text(time)).timestamp() for time in ended if time],
+            [came_at for _, came_at in newest],
+        )
+        span = max(0.0, now - first[0][1]) if first else 0.0
         return Situation(
             lanes=tuple(self._lane(ad, holdings, now) for ad in ads if ad.sizes),
             queue=self._known(job_id for job_id in queue if job_id not in taken),
-            arrivals_per_second=arrival_rate(came, max(0.0, now - first[0][1]) if first else 0.0),
+            arrivals_per_second=arrival_rate(came, span, returning),
             arrivals=self._known(sample),
+            returning=returning,
         )
 
     def _lane(self, ad: WorkerAd, holdings: "list[_Holding]", now: float) -> Lane:
@@ -109,11 +119,6 @@ class SituationReader:
         spec = None if data is None else _spec(data)
         if spec is not None:
             self.remember(job_id, spec)
-
-
-def arrival_rate(came: int, seconds: float) -> float:
-    """Jobs per second, of so many that came since the first of them did."""
-    return max(0, came - 1) / (seconds + _REST_SECONDS)
 
 
 def _spec(data: bytes) -> JobSpec | None:

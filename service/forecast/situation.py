@@ -63,9 +63,11 @@ class Situation:
         queue: What waits, the next one first.
         arrivals_per_second: How many jobs came lately; a forecast takes it that they go on coming.
         arrivals: What the latest jobs looked like.
+        returning: Part of those who are served that asks for more at once.
     """
 
     lanes: tuple[Lane, ...]
     queue: tuple[Work, ...] = ()
     arrivals_per_second: float = 0.0
     arrivals: tuple[Work, ...] = ()
+    returning: float = 1.0

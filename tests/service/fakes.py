@@ -17,6 +17,7 @@ from opentelemetry.trace import TracerProvider
 from PIL import Image
 from rq import Queue
 from rq.job import Job, JobStatus
+from rq.registry import FinishedJobRegistry
 from rq.results import Result
 from rq.serializers import JSONSerializer
 
@@ -154,7 +155,9 @@ class FakeWorker:
         value = result.model_dump(mode="json")
         # A job that is seen to be over has its result, as where RQ writes both at once.
         Result.create(self._job(job_id), Result.Type.SUCCESSFUL, ttl=600, return_value=value)
-        self._end(job_id, JobStatus.FINISHED)
+        job = self._end(job_id, JobStatus.FINISHED)
+        registry = FinishedJobRegistry(self.keys.queue, self.redis, serializer=JSONSerializer)
+        registry.add(job, 600)
         if not silently:
             self.tell(job_id, JobEvent(EventType.COMPLETED, {}))
 

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from koala.workers import MeasuredSize
 from service.forecast.forecast import forecast
+from service.forecast.load import WINDOW_SECONDS, arrival_rate, share_returning
 from service.forecast.pace import Pace
-from service.forecast.reader import WINDOW_SECONDS, arrival_rate
 from service.forecast.situation import Lane, Situation, Work
 from tests.support import spec
 from worker.batching import StepCurve
@@ -132,11 +132,14 @@ class Scene:
         ]
         lately = [job for job in self.jobs if job.arrived >= self.now - WINDOW_SECONDS]
         since = self.now - lately[0].arrived if lately else 0.0
+        ends = sorted(job.ended for job in self.jobs if job.ended is not None)
+        returning = share_returning(ends[-8:], [job.arrived for job in self.jobs[-16:]])
         return Situation(
             lanes=tuple(lanes),
             queue=tuple(whole(job) for job in self.queue),
-            arrivals_per_second=arrival_rate(len(lately), since),
-            arrivals=tuple(whole(job) for job in lately[-16:]),
+            arrivals_per_second=arrival_rate(len(lately), since, returning),
+            arrivals=tuple(whole(job) for job in self.jobs[-16:]),
+            returning=returning,
         )
 
     def errors(self) -> tuple[list[float], list[float]]:
@@ -240,6 +243,38 @@ def test_those_who_come_are_taken_for_a_mixture_however_few_they_are() -> None:
     assert abs(median(errors)) <= 0.05
 
 
+def test_nobody_is_expected_to_return_where_nobody_does() -> None:
+    workload, rng = Workload(VARIED, (10, 60), (1, 4), 2), random.Random(3)
+    # Four at once, looked at for a while.
+    bursts = [(60.0 * (i // 4), workload.draw(rng)) for i in range(80)]
+    scene = Scene(THREE)
+    scene.run(bursts)
+    # The last one of four knows the others.
+    errors = [
+        told / (job.ended - moment) - 1
+        for job, moment, told in scene.told
+        if job.id % 4 == 3 and moment == job.arrived and job.ended is not None
+    ]
+    assert median(abs(error) for error in errors) <= 0.07
+    # Of the first four that is not known yet.
+    assert errors[0] > 0.1
+
+
+@pytest.mark.parametrize(
+    ("ends", "arrivals", "share"),
+    [
+        pytest.param([], [], 1.0, id="nothing is known"),
+        pytest.param([10.0, 20.0, 30.0], [10.4, 19.8, 30.0], 1.0, id="each is followed by one"),
+        pytest.param([10.0, 10.1, 10.2], [10.5], 0.5, id="one follows one, and no more"),
+        pytest.param([30.0, 20.0, 10.0], [5.0, 27.0, 26.0, 35.0], 0.25, id="too late, or before"),
+    ],
+)
+def test_who_asks_again_at_once_returns(
+    ends: list[float], arrivals: list[float], share: float
+) -> None:
+    assert share_returning(ends, arrivals) == share
+
+
 def one(job_id: str, **changes: object) -> Work:
     return replace(Work(job_id, (64, 64), 2, (10.0,)), **changes)
 
@@ -248,6 +283,7 @@ def ends(
     *held: Work,
     queue: tuple[Work, ...] = (),
     arrivals: tuple[Work, ...] = (),
+    returning: float = 1.0,
     lanes: int = 1,
     slowness: float = 1.0,
     store_seconds: float = 0.0,
@@ -263,7 +299,8 @@ def ends(
     )
     pace = Pace([size], store_seconds)
     made = [Lane(str(i), pace, held if i == 0 else ()) for i in range(lanes)]
-    return list(forecast(Situation(tuple(made), queue, arrivals=arrivals)).values())
+    situation = Situation(tuple(made), queue, arrivals=arrivals, returning=returning)
+    return list(forecast(situation).values())
 
 
 def test_company_makes_steps_longer_until_it_leaves() -> None:
@@ -284,6 +321,8 @@ def test_somebody_like_those_who_came_lately_comes_for_one_who_leaves() -> None:
     # Two more steps of the one who came, then the decoder, and the next one comes.
     arrivals = (one("old", calls=(2.0,)),)
     assert ends(*held, arrivals=arrivals) == pytest.approx([6.5, 17.0])
+    # Where fewer return, in most futures nobody does by then.
+    assert ends(*held, arrivals=arrivals, returning=0.3) == pytest.approx([6.5, 13.0])
 
 
 def works(*calls: float) -> st.SearchStrategy[Work]:

@@ -1,6 +1,7 @@
 """What forecasts see of jobs, and what they cost a gateway."""
 
 import asyncio
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -100,3 +101,18 @@ def test_an_older_worker_that_tells_of_no_single_image_is_put_up_with(
     job_id = worker.take()
     worker.tell(job_id, JobEvent(EventType.STEP, {"step": 5, "steps": 10}))
     assert eta(served, job_id) == pytest.approx(1000, abs=50)
+
+
+def test_who_returns_is_seen_from_what_ended_and_what_came(
+    served: Served, worker: FakeWorker
+) -> None:
+    worker.advertise(sizes=_SIZES)
+    for _ in range(4):
+        submit(served)
+    # Longer than what clocks may differ by.
+    time.sleep(0.6)
+    for _ in range(4):
+        worker.finish(worker.take())
+    waits = submit(served)
+    assert eta(served, waits) > 0
+    assert served.gateway.forecasts._situation.returning == pytest.approx(2 / 5)

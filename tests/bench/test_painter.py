@@ -16,7 +16,7 @@ from bench.workloads import Request, Workload, requests
 
 @pytest.fixture(scope="module")
 def painter() -> Painter:
-    return Painter(threads=2)
+    return Painter(threads=1)
 
 
 def pixels(image: Image.Image) -> np.ndarray:

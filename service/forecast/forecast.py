@@ -49,8 +49,8 @@ class _Ahead:
         self._returning = situation.returning
         # Ends that add up to somebody who returns.
         self._served = phase
-        # Of those that are not there yet; and when the first ones come who return.
-        self._taken = 0
+        # Of those to come; and when the first ones come who return.
+        self._taken = situation.newcomers
         self._returns: list[float] = []
         self._open = {work.job_id for work in situation.queue}
         self._open.update(work.job_id for lane in situation.lanes for work in lane.held)

@@ -97,7 +97,9 @@ class Forecasts:
         work = self._reader.remember(record.id, record.spec)
         position = len(queue) if record.position is None else min(record.position, len(queue))
         queue.insert(position, work)
-        self._situation = replace(self._situation, queue=tuple(queue))
+        self._situation = replace(
+            self._situation, queue=tuple(queue), newcomers=self._situation.newcomers + 1
+        )
         if self._ends is None or not position or time.monotonic() >= self._rests_until:
             self._ends = None
         elif (before := self._ends.get(queue[position - 1].job_id)) is not None:

@@ -64,6 +64,7 @@ class Situation:
         arrivals_per_second: How many jobs came lately; a forecast takes it that they go on coming.
         arrivals: What the latest jobs looked like.
         returning: Part of those who are served that asks for more at once.
+        newcomers: Jobs in the queue that came since this was so: the first of those to come.
     """
 
     lanes: tuple[Lane, ...]
@@ -71,3 +72,4 @@ class Situation:
     arrivals_per_second: float = 0.0
     arrivals: tuple[Work, ...] = ()
     returning: float = 1.0
+    newcomers: int = 0

@@ -284,6 +284,7 @@ def ends(
     queue: tuple[Work, ...] = (),
     arrivals: tuple[Work, ...] = (),
     returning: float = 1.0,
+    newcomers: int = 0,
     lanes: int = 1,
     slowness: float = 1.0,
     store_seconds: float = 0.0,
@@ -299,7 +300,9 @@ def ends(
     )
     pace = Pace([size], store_seconds)
     made = [Lane(str(i), pace, held if i == 0 else ()) for i in range(lanes)]
-    situation = Situation(tuple(made), queue, arrivals=arrivals, returning=returning)
+    situation = Situation(
+        tuple(made), queue, arrivals=arrivals, returning=returning, newcomers=newcomers
+    )
     return list(forecast(situation).values())
 
 
@@ -323,6 +326,15 @@ def test_somebody_like_those_who_came_lately_comes_for_one_who_leaves() -> None:
     assert ends(*held, arrivals=arrivals) == pytest.approx([6.5, 17.0])
     # Where fewer return, in most futures nobody does by then.
     assert ends(*held, arrivals=arrivals, returning=0.3) == pytest.approx([6.5, 13.0])
+
+
+def test_who_came_since_the_look_is_not_expected_once_more() -> None:
+    held, new = one("a", calls=(4.0,)), one("new")
+    arrivals = (one("old"),)
+    # Together for four steps, the decoder, six steps beside the one who comes back.
+    assert ends(held, queue=(new,), arrivals=arrivals) == pytest.approx([6.5, 16.0])
+    # That was the new one.
+    assert ends(held, queue=(new,), arrivals=arrivals, newcomers=1) == pytest.approx([6.5, 13.0])
 
 
 def works(*calls: float) -> st.SearchStrategy[Work]:

@@ -46,10 +46,12 @@ def test_a_forecast_that_takes_long_is_not_made_for_each_job_that_comes(
         etas = [await foretell.eta(first)]
         etas += [await foretell.eta(await come(seed)) for seed in range(1, 10)]
         assert forecasts_made == 1
+        assert foretell._situation.newcomers == 9
         nonlocal now
         now += 1.0
         etas.append(await foretell.eta(await come(10)))
         assert forecasts_made == 2
+        assert foretell._situation.newcomers == 0
         return etas
 
     async def main() -> list[float | None]:

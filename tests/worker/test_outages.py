@@ -118,7 +118,6 @@ def test_drawing_goes_on_while_redis_answers_nothing(
     assert rig.record(job_id).attempts == 0
     # The loop may run into it before the heartbeat does; from then on that is who waits.
     assert all(20 <= number < 100 for number in waited_at), waited_at
-    assert len(waited_at) <= 4
 
 
 def test_a_claim_whose_answer_got_lost_is_found_to_be_ours(

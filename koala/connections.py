@@ -21,7 +21,7 @@ _BACKOFF = ExponentialWithJitterBackoff(base=0.01, cap=0.1)
 def connect(settings: Settings) -> redis.Redis:
     """A blocking client, as RQ wants it (bytes in, bytes out). Connects on first use.
 
-    RQ sets the read timeout that its blocking pop needs.
+    RQ lengthens the read timeout, redis-py's, where its blocking pop needs that.
     """
     return redis.Redis.from_url(
         settings.resolved_redis_url,

@@ -31,8 +31,7 @@ def forecast(situation: Situation) -> dict[str, float]:
     """
     if not situation.lanes:
         return {}
-    is_open = bool(situation.arrivals) and len(situation.queue) < _LONG_QUEUE
-    futures = _FUTURES if is_open else 1
+    futures = _FUTURES if situation.arrivals and len(situation.queue) < _LONG_QUEUE else 1
     runs = [_Ahead(situation, number / futures).run() for number in range(futures)]
     return {job_id: median(run[job_id] for run in runs) for job_id in runs[0]}
 

@@ -17,7 +17,6 @@ from opentelemetry.trace import TracerProvider
 from PIL import Image
 from rq import Queue
 from rq.job import Job, JobStatus
-from rq.registry import FinishedJobRegistry
 from rq.results import Result
 from rq.serializers import JSONSerializer
 
@@ -156,8 +155,7 @@ class FakeWorker:
         # A job that is seen to be over has its result, as where RQ writes both at once.
         Result.create(self._job(job_id), Result.Type.SUCCESSFUL, ttl=600, return_value=value)
         job = self._end(job_id, JobStatus.FINISHED)
-        registry = FinishedJobRegistry(self.keys.queue, self.redis, serializer=JSONSerializer)
-        registry.add(job, 600)
+        self.queue.finished_job_registry.add(job, 600)
         if not silently:
             self.tell(job_id, JobEvent(EventType.COMPLETED, {}))
 

@@ -7,6 +7,7 @@ import redis.asyncio
 
 from koala.keys import Keys
 from koala.workers import WorkerAd, alive
+from service.single_flight import SingleFlight
 
 _FRESH_SECONDS: Final = 0.5
 
@@ -19,6 +20,7 @@ class Fleet:
         self._keys = keys
         self._ads: list[WorkerAd] = []
         self._read_at = float("-inf")
+        self._reading = SingleFlight(self._read)
 
     async def alive(self) -> list[WorkerAd]:
         """The accounts of all live workers, at most half a second old.
@@ -27,8 +29,7 @@ class Fleet:
             redis.RedisError: Redis cannot be reached.
         """
         if time.monotonic() - self._read_at > _FRESH_SECONDS:
-            self._ads = await alive(self._redis, self._keys)
-            self._read_at = time.monotonic()
+            await self._reading.result()
         return [ad for ad in self._ads if ad.is_alive]
 
     async def serves(self, model: str) -> bool:
@@ -39,3 +40,7 @@ class Fleet:
         """Seconds that ``images`` take at the workers' measured pace; ``None``: unknown."""
         rate = sum(ad.images_per_second or 0.0 for ad in await self.alive())
         return images / rate if rate else None
+
+    async def _read(self) -> None:
+        self._ads = await alive(self._redis, self._keys)
+        self._read_at = time.monotonic()

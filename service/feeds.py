@@ -7,38 +7,47 @@ to read on; all of them are read on now and then anyway, for messages can get lo
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Final
 
 import redis
 import redis.asyncio
 import structlog
 
-from koala.events import EventType, JobEvent, decode
+from koala.events import MAX_EVENTS, EventType, JobEvent, decode
 from koala.keys import Keys
 from service.ending import end
+from service.single_flight import SingleFlight
 
 log = structlog.get_logger()
 
 _POLL_SECONDS: Final = 1.0
 _BACKOFF_SECONDS: Final = 0.5
+# As many as a job's stream in Redis keeps, and as many positions between them.
+_KEPT_EVENTS: Final = 2 * MAX_EVENTS
 _QUEUED: Final = frozenset({EventType.QUEUED, EventType.REQUEUED, EventType.POSITION})
 
 
 @dataclass(slots=True, eq=False)
 class _Feed:
-    """What is known of a job's events, oldest first."""
+    """The newest events of a job, oldest first.
+
+    ``dropped`` counts the older ones that were let go; ``last_id`` is the id of the newest event
+    that was read from the stream. ``first_read`` is shared by all who begin to listen.
+    """
 
     job_id: str
-    events: list[JobEvent] = field(default_factory=list)
+    first_read: SingleFlight[None]
+    events: deque[JobEvent] = field(default_factory=deque)
+    dropped: int = 0
+    last_id: str = "0-0"
+    is_read: bool = False
     listeners: int = 0
     grown: asyncio.Event = field(default_factory=asyncio.Event)
-
-    @property
-    def last_id(self) -> str:
-        return next((event.id for event in reversed(self.events) if event.id), "0-0")
 
     @property
     def has_ended(self) -> bool:
@@ -53,8 +62,23 @@ class _Feed:
         last = self.events[-1]
         return int(last.data["position"]) if last.type is EventType.POSITION else None
 
+    def since(self, known: int) -> tuple[list[JobEvent], int]:
+        """The kept events after the first ``known`` ones, and how many are known then."""
+        news = list(islice(self.events, max(0, known - self.dropped), None))
+        return news, self.dropped + len(self.events)
+
+    def known_to(self, after: str) -> int:
+        """How many events a listener knows whose last one has the id ``after``."""
+        last = _order(after)
+        stored = ((i, event) for i, event in enumerate(self.events, 1) if event.id)
+        return self.dropped + max((i for i, event in stored if _order(event.id) <= last), default=0)
+
     def grow(self, events: list[JobEvent]) -> None:
         self.events += events
+        self.last_id = next((event.id for event in reversed(events) if event.id), self.last_id)
+        while len(self.events) > _KEPT_EVENTS:
+            self.events.popleft()
+            self.dropped += 1
         grown, self.grown = self.grown, asyncio.Event()
         grown.set()
 
@@ -93,22 +117,24 @@ class Feeds:
         Raises:
             redis.RedisError: Redis cannot be reached at first; later outages are waited out.
         """
-        feed = self._feeds.setdefault(job_id, _Feed(job_id))
+        feed = self._feeds.get(job_id) or self._add(job_id)
         feed.listeners += 1
         try:
-            if feed.listeners == 1:
-                await self._read([feed])
+            if not feed.is_read:
+                # Before that nothing tells which events are behind ``after``.
+                await feed.first_read.result()
             if self._reader is None:
                 self._reader = asyncio.create_task(self._keep_reading())
-            known = 0 if after is None else _behind(feed.events, after)
+            known = 0 if after is None else feed.known_to(after)
             while True:
                 grown = feed.grown
-                while known < len(feed.events):
-                    event = feed.events[known]
-                    known += 1
+                news, known = feed.since(known)
+                for event in news:
                     yield event
                     if event.type.is_terminal:
                         return
+                if feed.grown is not grown:
+                    continue
                 if self._is_dismissed:
                     return
                 try:
@@ -131,6 +157,14 @@ class Feeds:
         """Stop reading."""
         if self._reader is not None:
             await end(self._reader)
+
+    def _add(self, job_id: str) -> _Feed:
+        async def first_read() -> None:
+            await self._read([feed])
+            feed.is_read = True
+
+        feed = self._feeds[job_id] = _Feed(job_id, SingleFlight(first_read))
+        return feed
 
     async def _keep_reading(self) -> None:
         while self._feeds:
@@ -201,13 +235,6 @@ class Feeds:
         for feed, position in zip(queued, positions, strict=True):
             if position is not None and feed.is_queued and position != feed.position:
                 feed.grow([JobEvent(EventType.POSITION, {"position": position})])
-
-
-def _behind(events: list[JobEvent], after: str) -> int:
-    """The index of the first event after the id ``after``."""
-    known = _order(after)
-    seen = [i for i, event in enumerate(events) if event.id and _order(event.id) <= known]
-    return seen[-1] + 1 if seen else 0
 
 
 def _order(event_id: str) -> tuple[int, int]:

@@ -1,5 +1,6 @@
 """Watching a job: Server-Sent Events of what was and what comes."""
 
+import asyncio
 import json
 import threading
 import time
@@ -12,7 +13,11 @@ from typing import Any
 import httpx
 import pytest
 
+from koala.connections import connect_async
+from koala.events import MAX_EVENTS
+from koala.keys import Keys
 from koala.settings import Settings
+from service.feeds import Feeds
 from tests.service.fakes import FakeWorker, Served, serving, wait_until
 from tests.service.test_waiting import post
 
@@ -44,7 +49,8 @@ def watch(base_url: str, job_id: str, after: str | None = None) -> list[Event]:
     """All events up to the end of the stream."""
     headers = {} if after is None else {"Last-Event-ID": after}
     url = f"{base_url}/v1/jobs/{job_id}/events"
-    with httpx.stream("GET", url, headers=headers, timeout=30) as response:
+    # Certificates, which nothing here needs, would take most of the time of many listeners.
+    with httpx.stream("GET", url, headers=headers, timeout=60, verify=False) as response:
         assert response.status_code == 200
         assert response.headers["content-type"].startswith("text/event-stream")
         assert response.headers["cache-control"] == "no-store"
@@ -56,8 +62,13 @@ def watching(served: Served, job_id: str, count: int = 1) -> Iterator[list[Futur
     """So many listeners, who all listen already."""
     with ThreadPoolExecutor(count) as pool:
         listeners = [pool.submit(watch, served.base_url, job_id) for _ in range(count)]
-        wait_until(lambda: served.gateway.feeds.listeners == count, 30)
-        yield listeners
+        try:
+            wait_until(lambda: served.gateway.feeds.listeners == count, 60)
+            yield listeners
+        except BaseException:
+            # The pool waits for them, and they for an end that will not come.
+            served.gateway.feeds.dismiss()
+            raise
 
 
 def types(events: list[Event]) -> list[str]:
@@ -120,6 +131,66 @@ def test_who_was_cut_off_goes_on_where_it_was(served: Served, worker: FakeWorker
     assert [event.data.get("step") for event in rest] == [3, None]
 
 
+def follow_together(settings: Settings, job_id: str, after: list[str | None]) -> list[list[str]]:
+    """Ids of the events up to its end that listeners of one gateway get who all come at once."""
+
+    async def listen(feeds: Feeds, known: str | None) -> list[str]:
+        return [event.id async for event in feeds.follow(job_id, known) if event]
+
+    async def main() -> list[list[str]]:
+        connection = connect_async(settings)
+        feeds = Feeds(connection, Keys(settings.queue))
+        try:
+            async with asyncio.timeout(30):
+                return await asyncio.gather(*(listen(feeds, known) for known in after))
+        finally:
+            await feeds.close()
+            await connection.aclose()
+
+    return asyncio.run(main())
+
+
+def test_all_who_come_back_together_go_on_where_each_of_them_was(
+    served: Served, worker: FakeWorker
+) -> None:
+    job_id = submit(served)
+    worker.take()
+    for step in (1, 2, 3):
+        worker.step(job_id, step)
+    worker.finish(job_id)
+    seen = [event.id for event in watch(served.base_url, job_id)]
+
+    rests = follow_together(served.settings, job_id, [seen[2], seen[2], seen[0], None])
+
+    assert rests == [seen[3:], seen[3:], seen[1:], seen]
+
+
+def test_events_of_a_watched_job_are_bounded_and_none_is_told_twice(
+    served: Served, worker: FakeWorker
+) -> None:
+    job_id = submit(served)
+    with watching(served, job_id) as [listener]:
+        worker.take()
+        feed = served.gateway.feeds._feeds[job_id]
+        for step in range(300):
+            worker.step(job_id, step)
+            wait_until(
+                lambda step=step: bool(feed.events) and feed.events[-1].data.get("step") == step
+            )
+        assert len(feed.events) <= 2 * MAX_EVENTS
+        with ThreadPoolExecutor(1) as pool:
+            late = pool.submit(watch, served.base_url, job_id)
+            wait_until(lambda: feed.listeners == 2)
+            worker.finish(job_id)
+            told, told_late = listener.result(10), late.result(10)
+
+    steps = [event.data["step"] for event in told if event.type == "step"]
+    assert steps == list(range(300))
+    steps = [event.data["step"] for event in told_late if event.type == "step"]
+    assert steps == list(range(300 - len(steps), 300)) and len(steps) >= MAX_EVENTS
+    assert told[-1].type == told_late[-1].type == "completed"
+
+
 @pytest.mark.parametrize("after", ["nonsense", "", "99999999999999999999-x"])
 def test_an_event_id_that_never_was_means_from_the_beginning(
     served: Served, worker: FakeWorker, after: str
@@ -161,10 +232,10 @@ def test_how_long_it_will_take_is_told_with_steps_and_positions(
         worker.finish(worker.take())
         worker.take()
         time.sleep(0.6)
-        looked_at = served.gateway.forecasts._looked_at
+        looked_at = served.gateway.forecasts._look.taken_at
         worker.step(job_id, 4)
         # Of a job that has ended no look at the queue tells anything.
-        wait_until(lambda: served.gateway.forecasts._looked_at > looked_at)
+        wait_until(lambda: served.gateway.forecasts._look.taken_at > looked_at)
         worker.finish(job_id)
         events = listener.result(10)
 

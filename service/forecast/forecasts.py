@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Final
 
 import redis.asyncio
@@ -12,7 +12,8 @@ from koala.spec import JobRecord
 from service.fleet import Fleet
 from service.forecast.forecast import forecast
 from service.forecast.reader import SituationReader
-from service.forecast.situation import Situation
+from service.forecast.situation import Situation, Work
+from service.single_flight import SingleFlight
 
 _FRESH_SECONDS: Final = 0.5
 # Jobs that a look did not show are worth another one, but not one each.
@@ -21,6 +22,35 @@ _NEXT_LOOK_SECONDS: Final = 0.05
 _SHARE: Final = 0.05
 # What takes less than that is made whenever it is asked for.
 _CHEAP_SECONDS: Final = 0.002
+
+
+@dataclass(slots=True, eq=False)
+class _Look:
+    """What one look found, and what was forecast from it.
+
+    ``taken_at`` is of the monotonic clock; ``ends`` are seconds from then by job id, ``None``
+    where they are still to be computed.
+    """
+
+    situation: Situation
+    taken_at: float
+    ends: dict[str, float] | None = None
+
+    def has_queued(self, job_id: str) -> bool:
+        return any(work.job_id == job_id for work in self.situation.queue)
+
+    def insert(self, work: Work, position: int | None) -> str | None:
+        """Put a job into the queue that came after the look; the id of the job before it."""
+        queue = [other for other in self.situation.queue if other.job_id != work.job_id]
+        is_new = len(queue) == len(self.situation.queue)
+        position = len(queue) if position is None else min(position, len(queue))
+        queue.insert(position, work)
+        self.situation = replace(
+            self.situation,
+            queue=tuple(queue),
+            newcomers=self.situation.newcomers + is_new,
+        )
+        return queue[position - 1].job_id if position else None
 
 
 class Forecasts:
@@ -35,12 +65,9 @@ class Forecasts:
     def __init__(self, connection: redis.asyncio.Redis, keys: Keys, fleet: Fleet) -> None:
         self._reader = SituationReader(connection, keys)
         self._fleet = fleet
-        self._looking = asyncio.Lock()
-        self._looked_at = float("-inf")
-        self._situation = Situation(lanes=())
-        self._queued: set[str] = set()
-        # By job id, in seconds from the look; ``None``: to be computed.
-        self._ends: dict[str, float] | None = None
+        self._look = _Look(Situation(lanes=()), float("-inf"), {})
+        self._looking = SingleFlight(self._take_look)
+        self._running = SingleFlight(self._run)
         self._rests_until = float("-inf")
 
     async def eta(self, record: JobRecord) -> float | None:
@@ -51,57 +78,51 @@ class Forecasts:
         """
         if record.state not in ("queued", "in_progress"):
             return None
-        await self._look(_FRESH_SECONDS)
-        if not self._situation.lanes:
+        await self._refresh(_FRESH_SECONDS)
+        if not self._look.situation.lanes:
             return None
-        if record.state == "in_progress" and record.id in self._queued:
+        if record.state == "in_progress" and self._look.has_queued(record.id):
             # It has been taken since the look.
-            await self._look(_NEXT_LOOK_SECONDS)
-        end = self._end_of(record.id)
-        if end is None and record.state == "queued":
-            self._insert(record)
-            end = self._end_of(record.id)
-        if end is None:
-            await self._look(_NEXT_LOOK_SECONDS)
-            end = self._end_of(record.id)
-        return None if end is None else max(0.0, end - (time.monotonic() - self._looked_at))
+            await self._refresh(_NEXT_LOOK_SECONDS)
+        ends = await self._ends()
+        if record.id not in ends and record.state == "queued":
+            ends = await self._ends_with(record)
+        if record.id not in ends:
+            await self._refresh(_NEXT_LOOK_SECONDS)
+            ends = await self._ends()
+        end = ends.get(record.id)
+        return None if end is None else max(0.0, end - (time.monotonic() - self._look.taken_at))
 
-    async def _look(self, oldest: float) -> None:
-        if self._has_looked(oldest):
-            return
-        async with self._looking:
-            if self._has_looked(oldest):
-                # Somebody else looked meanwhile.
-                return
-            situation = await self._reader.read(await self._fleet.alive())
-            self._looked_at = time.monotonic()
-            self._situation, self._ends = situation, None
-            self._queued = {work.job_id for work in situation.queue}
-
-    def _has_looked(self, oldest: float) -> bool:
+    async def _refresh(self, oldest: float) -> None:
         now = time.monotonic()
-        return now - self._looked_at <= oldest or now < self._rests_until
+        if now - self._look.taken_at > oldest and now >= self._rests_until:
+            await self._looking.result()
 
-    def _end_of(self, job_id: str) -> float | None:
-        if self._ends is None:
-            began = time.monotonic()
-            self._ends = forecast(self._situation)
-            now = time.monotonic()
-            dear = max(0.0, now - began - _CHEAP_SECONDS)
-            self._rests_until = now + dear * (1 / _SHARE - 1)
-        return self._ends.get(job_id)
+    async def _take_look(self) -> None:
+        situation = await self._reader.read(await self._fleet.alive())
+        self._look = _Look(situation, time.monotonic())
 
-    def _insert(self, record: JobRecord) -> None:
-        """Put a job into the queue that came after the look."""
-        queue = list(self._situation.queue)
+    async def _ends(self) -> dict[str, float]:
+        while self._look.ends is None:
+            await self._running.result()
+        return self._look.ends
+
+    async def _run(self) -> None:
+        look, began = self._look, time.monotonic()
+        # A long queue takes a third of a second, too long for the event loop.
+        look.ends = await asyncio.to_thread(forecast, look.situation)
+        now = time.monotonic()
+        dear = max(0.0, now - began - _CHEAP_SECONDS)
+        self._rests_until = now + dear * (1 / _SHARE - 1)
+
+    async def _ends_with(self, record: JobRecord) -> dict[str, float]:
+        """The ends with that of a job which came after the look."""
         work = self._reader.remember(record.id, record.spec)
-        position = len(queue) if record.position is None else min(record.position, len(queue))
-        queue.insert(position, work)
-        self._situation = replace(
-            self._situation, queue=tuple(queue), newcomers=self._situation.newcomers + 1
-        )
-        if self._ends is None or not position or time.monotonic() >= self._rests_until:
-            self._ends = None
-        elif (before := self._ends.get(queue[position - 1].job_id)) is not None:
+        before = self._look.insert(work, record.position)
+        if before is None or time.monotonic() >= self._rests_until:
+            self._look.ends = None
+        ends = await self._ends()
+        if record.id not in ends and before in ends:
             # Until the next look: about when the one before it ends.
-            self._ends[record.id] = before
+            ends[record.id] = ends[before]
+        return ends

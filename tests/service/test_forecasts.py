@@ -1,7 +1,9 @@
 """What forecasts see of jobs, and what they cost a gateway."""
 
 import asyncio
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
@@ -18,6 +20,7 @@ from service.forecast.forecasts import Forecasts
 from service.forecast.situation import Situation
 from tests.service.fakes import FakeWorker, Served
 from tests.service.test_jobs import submit
+from tests.service.test_waiting import post
 from tests.support import spec
 
 _SIZES = [{"width": 64, "height": 64, "max_rows": 4, "step_seconds": {1: 0.1}}]
@@ -46,12 +49,12 @@ def test_a_forecast_that_takes_long_is_not_made_for_each_job_that_comes(
         etas = [await foretell.eta(first)]
         etas += [await foretell.eta(await come(seed)) for seed in range(1, 10)]
         assert forecasts_made == 1
-        assert foretell._situation.newcomers == 9
+        assert foretell._look.situation.newcomers == 9
         nonlocal now
         now += 1.0
         etas.append(await foretell.eta(await come(10)))
         assert forecasts_made == 2
-        assert foretell._situation.newcomers == 0
+        assert foretell._look.situation.newcomers == 0
         return etas
 
     async def main() -> list[float | None]:
@@ -68,9 +71,68 @@ def test_a_forecast_that_takes_long_is_not_made_for_each_job_that_comes(
     assert etas[-1] > etas[0]
 
 
+def test_the_gateway_serves_others_while_a_forecast_is_made(
+    served: Served, worker: FakeWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, released = threading.Event(), threading.Event()
+
+    def held_up(situation: Situation) -> dict[str, float]:
+        begun.set()
+        assert released.wait(20), "the gateway answered nothing meanwhile"
+        return forecast(situation)
+
+    monkeypatch.setattr(module, "forecast", held_up)
+    worker.advertise(sizes=_SIZES)
+    with ThreadPoolExecutor() as pool:
+        # The answer to an asynchronous request has an ETA.
+        asked = pool.submit(post, served, "respond-async")
+        try:
+            assert begun.wait(10)
+            assert served.http.get("/healthz", timeout=10).status_code == 200
+        finally:
+            released.set()
+        assert asked.result(10).json()["eta_seconds"] > 0
+
+
+def test_jobs_that_come_while_a_forecast_is_made_get_an_eta_too(
+    settings: Settings, worker: FakeWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, released = threading.Event(), threading.Event()
+
+    def held_up(situation: Situation) -> dict[str, float]:
+        begun.set()
+        assert released.wait(20)
+        return forecast(situation)
+
+    monkeypatch.setattr(module, "forecast", held_up)
+    worker.advertise(sizes=_SIZES)
+
+    async def main() -> list[float | None]:
+        connection = connect_async(settings)
+        queue = JobQueue(connection, settings)
+        foretell = Forecasts(connection, queue.keys, Fleet(connection, queue.keys))
+        try:
+            first = (await queue.submit(spec())).record
+            asked = [asyncio.create_task(foretell.eta(first))]
+            await asyncio.to_thread(begun.wait, 10)
+            for seed in range(3):
+                record = (await queue.submit(spec(seed=seed))).record
+                asked.append(asyncio.create_task(foretell.eta(record)))
+            await asyncio.sleep(0)
+            released.set()
+            return await asyncio.gather(*asked)
+        finally:
+            released.set()
+            await connection.aclose()
+
+    etas = asyncio.run(main())
+    assert None not in etas
+    assert len(etas) == 4
+
+
 def eta(served: Served, job_id: str) -> float:
     # What was looked at before is not told again.
-    served.gateway.forecasts._looked_at = float("-inf")
+    served.gateway.forecasts._look.taken_at = float("-inf")
     told: float = served.http.get(f"/v1/jobs/{job_id}").json()["eta_seconds"]
     return told
 
@@ -117,4 +179,4 @@ def test_who_returns_is_seen_from_what_ended_and_what_came(
         worker.finish(worker.take())
     waits = submit(served)
     assert eta(served, waits) > 0
-    assert served.gateway.forecasts._situation.returning == pytest.approx(2 / 5)
+    assert served.gateway.forecasts._look.situation.returning == pytest.approx(2 / 5)

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections import OrderedDict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -21,6 +22,10 @@ log = structlog.get_logger()
 _PAUSE_SECONDS: Final = 1.0
 # A stalled Redis may still take in what it was sent before.
 _MAY_COME_SECONDS: Final = 5.0
+# A spoilt record stays spoilt; a full disk of Redis may take that long.
+_GIVE_UP_SECONDS: Final = 600.0
+# A Redis that stays away must not fill the gateway's memory; the oldest jobs are drawn for nothing.
+_MOST_WAITING: Final = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +45,8 @@ class Withdrawals:
     def __init__(self, queue: JobQueue, metrics: Metrics) -> None:
         self._queue = queue
         self._metrics = metrics
-        self._wishes: dict[str, _Wish] = {}
+        self._wishes: OrderedDict[str, _Wish] = OrderedDict()
+        self._forgotten = 0
         self._wake = asyncio.Event()
 
     def add(self, job_id: str, *, if_abandoned: bool) -> None:
@@ -51,6 +57,9 @@ class Withdrawals:
             if_abandoned: Spare it if anybody beside its first client knows it.
         """
         self._wishes[job_id] = _Wish(time.monotonic(), if_abandoned)
+        while len(self._wishes) > _MOST_WAITING:
+            self._wishes.popitem(last=False)
+            self._forgotten += 1
         self._wake.set()
 
     @asynccontextmanager
@@ -70,6 +79,9 @@ class Withdrawals:
         if not self._wishes:
             await self._wake.wait()
         self._wake.clear()
+        if self._forgotten:
+            log.warning("too many jobs wait for their withdrawal", forgotten=self._forgotten)
+            self._forgotten = 0
         await self._cancel_all()
         if self._wishes:
             with suppress(TimeoutError):
@@ -77,13 +89,23 @@ class Withdrawals:
                     await self._wake.wait()
 
     async def _cancel_all(self) -> None:
+        refused: list[str] = []
         for job_id, wish in list(self._wishes.items()):
+            age = time.monotonic() - wish.since
             try:
                 outcome = await self._queue.cancel(job_id, if_abandoned=wish.if_abandoned)
             except JobNotFound:
-                if time.monotonic() - wish.since < _MAY_COME_SECONDS:
+                if age < _MAY_COME_SECONDS:
                     continue
+            except redis.ResponseError as error:
+                # A record of this job is spoilt, or Redis takes no writes: the others come next.
+                refused.append(str(error))
+                if age < _GIVE_UP_SECONDS:
+                    continue
+                log.error("a job was not withdrawn", job=job_id, error=str(error))
             else:
                 log.info("a job without a client", job=job_id, outcome=outcome.value)
                 self._metrics.jobs_abandoned.labels(outcome.value).inc()
             self._wishes.pop(job_id, None)
+        if refused:
+            log.warning("jobs cannot be withdrawn yet", jobs=len(refused), error=refused[0])

@@ -139,6 +139,38 @@ def test_what_is_not_withdrawn_when_the_gateway_ends_is_tried_once_more(
         assert client.hget(f"rq:job:{ids[0]}", "status") == b"canceled"
 
 
+def test_a_job_whose_record_is_spoilt_keeps_no_other_from_being_withdrawn(
+    settings: Settings,
+) -> None:
+    async def use(withdrawals: Withdrawals, queue: JobQueue) -> None:
+        spoilt, mine = new_job_id(), (await queue.submit(spec())).record.id
+        await queue._redis.set(f"rq:job:{spoilt}", "no hash")
+        for job_id in (spoilt, mine):
+            withdrawals.add(job_id, if_abandoned=False)
+        async with asyncio.timeout(10):
+            while await state(queue, mine) != "cancelled":
+                await asyncio.sleep(0.05)
+
+    run(settings, use)
+
+
+def test_jobs_that_wait_for_their_withdrawal_are_bounded_and_the_newest_are_kept(
+    settings: Settings,
+) -> None:
+    async def main() -> None:
+        connection = connect_async(settings)
+        queue = JobQueue(connection, settings)
+        # Not running, as if Redis gave no answer.
+        withdrawals = Withdrawals(queue, Metrics())
+        for number in range(30_000):
+            withdrawals.add(f"job_{number}", if_abandoned=False)
+        waiting = list(withdrawals._wishes)
+        await connection.aclose()
+        assert waiting == [f"job_{number}" for number in range(20_000, 30_000)]
+
+    asyncio.run(main())
+
+
 def test_a_job_that_somebody_else_follows_is_spared(settings: Settings) -> None:
     async def use(withdrawals: Withdrawals, queue: JobQueue) -> None:
         kept, mine = [(await queue.submit(spec())).record.id for _ in range(2)]

@@ -77,7 +77,7 @@ class Gateway:
         except ValueError as error:
             raise BadSetting(f"KOALA_LORA_DIR: {error}.") from None
         queue = JobQueue(connection, settings)
-        metrics, tasks = Metrics(), set[asyncio.Task[None]]()
+        tasks = set[asyncio.Task[None]]()
         fleet = Fleet(connection, queue.keys)
         forecasts = Forecasts(connection, queue.keys, fleet)
         ledger = Ledger(forecasts, metrics, tasks)

@@ -3,11 +3,13 @@
 import signal
 import subprocess
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
 import httpx
+from pydantic import SecretStr
 
 from bench.processes import ContenderFailed, environment, free_port, python_module
 from koala import embedded
@@ -86,6 +88,15 @@ class Stack:
         """Start the worker."""
         self._worker = self._start("worker", python_module("koala", "work"))
 
+    @contextmanager
+    def frozen_worker(self) -> Iterator[None]:
+        """Let the worker do nothing within the block."""
+        self._worker.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._worker.send_signal(signal.SIGCONT)
+
     def kill_worker(self) -> None:
         """Kill the worker as the kernel does when memory runs out."""
         self._worker.kill()
@@ -102,10 +113,18 @@ class Stack:
                 process.kill()
                 process.wait()
 
+    def _values(self) -> dict[str, object]:
+        secrets = {
+            name: value.get_secret_value()
+            for name, value in self.settings
+            if isinstance(value, SecretStr)
+        }
+        return self.settings.model_dump(mode="json") | secrets
+
     def _start(self, name: str, command: list[str]) -> subprocess.Popen[bytes]:
         env = environment() | {
             f"KOALA_{name.upper()}": str(value)
-            for name, value in self.settings.model_dump(mode="json").items()
+            for name, value in self._values().items()
             if value is not None
         }
         with (self._folder / f"{name}.log").open("ab") as log:

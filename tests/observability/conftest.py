@@ -10,6 +10,7 @@ import pytest
 from bench.dashboard import traffic
 from bench.dashboard.prometheus import Prometheus
 from bench.dashboard.stack import Stack
+from tests.service.webhook_rig import SECRET
 from tests.worker.conftest import rig
 
 __all__ = ["observed", "rig"]
@@ -33,7 +34,7 @@ def observed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Observed]:
     """Server, gateway, worker and Prometheus, after some traffic of all kinds."""
     folder = tmp_path_factory.mktemp("observed")
     (folder / "prometheus").mkdir()
-    stack = Stack(folder, max_batch_rows=8)
+    stack = Stack(folder, max_batch_rows=8, webhook_secret=SECRET, webhook_allow_private=True)
     try:
         stack.start()
         with Prometheus(folder / "prometheus", stack.targets) as prometheus:

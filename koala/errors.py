@@ -86,6 +86,21 @@ class PermissionDenied(KoalaError):
     should_retry = False
 
 
+class CrossSiteRequest(PermissionDenied):
+    """A browser sent this for a page of another origin, which may not change anything here."""
+
+    default_code = "cross_site_request"
+
+
+class UnknownHost(KoalaError):
+    """The Host header names a host that this gateway does not serve."""
+
+    status = 421
+    type = "invalid_request_error"
+    default_code = "host_not_allowed"
+    should_retry = False
+
+
 class IdempotencyConflict(InvalidRequest):
     """The ``Idempotency-Key`` was used before, with another body."""
 

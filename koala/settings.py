@@ -16,6 +16,7 @@ from koala.rates import parse_rate_limit
 
 # A Unix socket's address holds 108 bytes on Linux, 104 on macOS.
 _LONGEST_SOCKET_PATH = 100
+_HOST = re.compile(r"(\*\.)?[\w-]+(\.[\w-]+)*", re.ASCII)
 _ORIGIN = re.compile(r"https?://[^/\s?#@]+")
 
 
@@ -162,6 +163,12 @@ class Settings(BaseSettings):
         description="Origins whose pages may call the API from a browser, separated by commas; "
         "`*`: all. Unset: none.",
     )
+    allowed_hosts: str | None = Field(
+        None,
+        description="More names under which a gateway without API keys is reached, separated by "
+        "commas; `*.example.com`: all below it, `*`: any. Unset: localhost, IP addresses, and the "
+        "host of `KOALA_PUBLIC_URL`.",
+    )
     public_url: str | None = Field(
         None,
         pattern=r"^https?://[^/].*$",
@@ -253,6 +260,17 @@ class Settings(BaseSettings):
                 )
         return value
 
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _hosts_are_well_formed(cls, value: str | None) -> str | None:
+        for host in _split(value):
+            if host != "*" and not _HOST.fullmatch(host):
+                raise ValueError(
+                    f"{host[:80]!r} is no host: write it as koala.example.com or *.example.com, "
+                    "without a port"
+                )
+        return value
+
     @model_validator(mode="after")
     def _lease_outlives_heartbeats(self) -> Self:
         if self.lease_seconds < 2 * self.heartbeat_seconds:
@@ -313,6 +331,11 @@ class Settings(BaseSettings):
     def allowed_origins(self) -> list[str]:
         """The origins whose pages may call the API; ``*`` stands for all."""
         return _split(self.cors_origins)
+
+    @property
+    def host_names(self) -> list[str]:
+        """The Hosts that ``allowed_hosts`` adds, in lower case; ``*`` stands for all."""
+        return [host.lower() for host in _split(self.allowed_hosts)]
 
     @property
     def login_required(self) -> bool:

@@ -20,6 +20,7 @@ from service.gateway import Gateway
 from service.header_limit import HeaderLimit
 from service.observe import QUIET_ROUTES, Observe
 from service.routes import admin, docs, generations, health, home, images, jobs, models
+from service.site_guard import SiteGuard
 from service.webhooks.courier import Courier
 from service.webhooks.message import image_generation_ended
 from service.webhooks.pace import Pace
@@ -91,6 +92,7 @@ def create_app(
     errors.install(app)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     # What is added later is farther out.
+    app.add_middleware(SiteGuard, settings=settings)
     app.add_middleware(HeaderLimit)
     app.add_middleware(Observe, metrics=gateway.metrics)
     if settings.allowed_origins:

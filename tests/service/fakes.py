@@ -59,7 +59,13 @@ def serving(
     """Run a gateway until the context ends."""
     app = create_app(settings, webhook_pace, tracer_provider)
     config = uvicorn.Config(
-        app, port=0, log_config=None, http="h11", ws="none", timeout_graceful_shutdown=1
+        app,
+        host=settings.host,
+        port=0,
+        log_config=None,
+        http="h11",
+        ws="none",
+        timeout_graceful_shutdown=1,
     )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=lambda: asyncio.run(server.serve()))
@@ -67,7 +73,8 @@ def serving(
     try:
         wait_until(lambda: server.started)
         port = server.servers[0].sockets[0].getsockname()[1]
-        base_url = f"http://127.0.0.1:{port}"
+        host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        base_url = f"http://{host}:{port}"
         with httpx.Client(base_url=base_url, timeout=20) as http:
             yield Served(base_url, settings, app.state.gateway, http)
     finally:

@@ -177,7 +177,10 @@ def test_a_body_that_says_it_is_not_compressed_is_read(api: Served) -> None:
 def test_no_path_leads_out_of_where_it_should(served: Served, folder: str, name: bytes) -> None:
     (served.settings.data_dir / "secret.png").write_bytes(b"secret")
     request = (
-        b"GET " + folder.encode() + name + b" HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+        b"GET "
+        + folder.encode()
+        + name
+        + b" HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
     )
     status, headers, body = raw(served, request)
     assert status == 404
@@ -193,7 +196,7 @@ def test_a_head_that_never_ends_is_cut_off_and_the_gateway_goes_on(tmp_path: Pat
     with process(data_dir=tmp_path, port=port):
         wait_until(lambda: alive(base_url))
         with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
-            connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n")
+            connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n")
             sent = 0
             try:
                 while sent < 10_000_000:

@@ -86,6 +86,15 @@ class PermissionDenied(KoalaError):
     should_retry = False
 
 
+class ClientClosedRequest(InvalidRequest):
+    """The client hung up, or ended its side of the connection, while its call waited."""
+
+    # What proxies and log readers know it as.
+    status = 499
+    default_code = "client_closed_request"
+    should_retry = False
+
+
 class CrossSiteRequest(PermissionDenied):
     """A browser sent this for a page of another origin, which may not change anything here."""
 
@@ -153,6 +162,13 @@ class ImageNotFound(NotFound):
     """No such image: it never was, or it has expired."""
 
     default_code = "image_not_found"
+
+
+class RequestTimeout(InvalidRequest):
+    """The client took too long to send its request."""
+
+    status = 408
+    default_code = "request_timeout"
 
 
 class MethodNotAllowed(InvalidRequest):
@@ -224,6 +240,13 @@ class QueueUnavailable(KoalaError):
 
     status = 503
     default_code = "queue_unavailable"
+
+
+class TooManyConnections(KoalaError):
+    """More requests are open than ``KOALA_MAX_CONNECTIONS`` allows."""
+
+    status = 503
+    default_code = "too_many_connections"
 
 
 class WaitTimeout(KoalaError):

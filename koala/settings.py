@@ -198,6 +198,38 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(
         131_072, ge=1024, le=16_777_216, description="Largest request body, in bytes."
     )
+    max_connections: int | None = Field(
+        None,
+        ge=1,
+        le=1_000_000,
+        description="Most connections of a gateway; past it the one that has been silent longest "
+        "is closed. Unset: as many as the limit of open files allows, at most 10,000.",
+    )
+    new_connection_seconds: float = Field(
+        20.0, gt=0, le=3600, description="Seconds that a new connection may be silent."
+    )
+    header_seconds: float = Field(
+        20.0,
+        gt=0,
+        le=3600,
+        description="Seconds that a request's headers may take from their first byte.",
+    )
+    body_seconds: float = Field(
+        30.0,
+        gt=0,
+        le=3600,
+        description="Seconds that a request's body may take, and one more for each KiB of it.",
+    )
+    unread_seconds: float = Field(
+        60.0,
+        gt=0,
+        le=3600,
+        description="Seconds after which a client that takes less than 1 KiB a second of an answer "
+        "that waits for it is cut off.",
+    )
+    keep_alive_seconds: int = Field(
+        75, ge=1, le=3600, description="Seconds that a connection is kept for another request."
+    )
     job_timeout: int = Field(
         600, ge=1, le=86_400, description="Seconds a job may run before it fails."
     )

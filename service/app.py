@@ -15,6 +15,7 @@ from koala.settings import Settings
 from service import errors, openapi
 from service.answer_headers import AnswerHeaders
 from service.body_limit import BodyLimit
+from service.connections import ConnectionLimit
 from service.ending import end
 from service.gateway import Gateway
 from service.header_limit import HeaderLimit
@@ -90,10 +91,11 @@ def create_app(
     )
     app.state.gateway = gateway
     errors.install(app)
-    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, seconds=settings.body_seconds)
     # What is added later is farther out.
     app.add_middleware(SiteGuard, settings=settings)
     app.add_middleware(HeaderLimit)
+    app.add_middleware(ConnectionLimit, connections=gateway.connections)
     app.add_middleware(Observe, metrics=gateway.metrics)
     if settings.allowed_origins:
         # Around Observe, whose own errors a page must be able to read too.

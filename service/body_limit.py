@@ -1,21 +1,28 @@
-"""Refuses request bodies that are compressed, or over a limit, announced or not."""
+"""Refuses request bodies that are compressed, over a limit, announced or not, or too slow."""
+
+import asyncio
+from typing import Final
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+# Whoever is slower than this is not waited for.
+SLOWEST_BYTES_PER_SECOND: Final = 1024
+
 
 class BodyLimit:
-    """Pure ASGI middleware that counts a body as it is read.
+    """Pure ASGI middleware that counts a body as it is read, and looks at the clock.
 
     An announced length is not looked at: what counts is what comes. Starlette's own limit would
     answer in plain text; this one leaves the answer to the exception handlers. A compressed body
     could be small here and huge once it is unpacked, so none is taken.
     """
 
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, max_bytes: int, seconds: float) -> None:
         self._app = app
         self._max_bytes = max_bytes
+        self._seconds = seconds
         self._refusal = f"The request body is larger than {max_bytes} bytes, which is the limit."
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -25,12 +32,26 @@ class BodyLimit:
             return
         encoding = Headers(scope=scope).get("content-encoding", "identity").strip().lower()
         received = 0
+        is_whole = False
+        # Only while the application reads: when it does not, the client cannot send.
+        began: float | None = None
 
         async def counted() -> Message:
-            nonlocal received
-            message = await receive()
+            nonlocal received, is_whole, began
+            if is_whole:
+                # What is left to receive is the end of the connection.
+                return await receive()
+            now = asyncio.get_running_loop().time()
+            began = now if began is None else began
+            allowed = self._seconds + received / SLOWEST_BYTES_PER_SECOND
+            # HTTPException is the one kind that FastAPI lets through while it reads a body.
+            try:
+                async with asyncio.timeout_at(began + allowed):
+                    message = await receive()
+            except TimeoutError:
+                raise HTTPException(408, _late(allowed), {"Connection": "close"}) from None
             if message["type"] == "http.request":
-                # HTTPException is the one kind that FastAPI lets through while it reads a body.
+                is_whole = not message.get("more_body", False)
                 if encoding not in ("", "identity"):
                     raise HTTPException(415, _encoded(encoding), {"Accept-Encoding": "identity"})
                 received += len(message.get("body", b""))
@@ -39,6 +60,10 @@ class BodyLimit:
             return message
 
         await self._app(scope, counted, send)
+
+
+def _late(seconds: float) -> str:
+    return f"The request body did not arrive within {seconds:.3g} seconds."
 
 
 def _encoded(encoding: str) -> str:

@@ -15,24 +15,24 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from koala.errors import (
+    ClientClosedRequest,
     InvalidRequest,
     KoalaError,
     MethodNotAllowed,
     NotFound,
     PayloadTooLarge,
     QueueUnavailable,
+    RequestTimeout,
     UnsupportedMediaType,
 )
 from service.requests import GenerationRequest
 
 log = structlog.get_logger()
 
-# What proxies and log readers know as "client closed request"; nobody receives it.
-CLIENT_GONE_STATUS: Final = 499
-
 _BY_STATUS: Final[Mapping[int, type[KoalaError]]] = {
     404: NotFound,
     405: MethodNotAllowed,
+    408: RequestTimeout,
     413: PayloadTooLarge,
     415: UnsupportedMediaType,
 }
@@ -108,7 +108,13 @@ async def _redis_error(request: Request, error: Exception) -> Response:
 
 
 async def _client_gone(_: Request, __: Exception) -> Response:
-    return Response(status_code=CLIENT_GONE_STATUS)
+    # Read only where the client has ended its own side of the connection and no more.
+    return error_response(
+        ClientClosedRequest(
+            "The client ended its side of the connection while its call waited, which is taken "
+            "for a hang-up."
+        )
+    )
 
 
 def _explain(problem: Mapping[str, Any]) -> InvalidRequest:

@@ -9,12 +9,14 @@ from fastapi import Depends, Request
 
 from koala.catalogue import ModelCard, resolve
 from koala.connections import connect_async
+from koala.descriptors import descriptor_limit
 from koala.keyfile import KeyFileError
 from koala.lora import LoraFolder
 from koala.metered_store import MeteredStore
 from koala.queue import JobQueue
 from koala.settings import Settings
 from koala.store import ImageStore
+from service.connections import Connections, connection_limit
 from service.feeds import Feeds
 from service.fleet import Fleet
 from service.forecast.forecasts import Forecasts
@@ -51,6 +53,7 @@ class Gateway:
     rate_limits: RateLimits
     withdrawals: Withdrawals
     metrics: Metrics
+    connections: Connections
     # What goes on although the request that began it is over.
     tasks: set[asyncio.Task[None]]
 
@@ -64,6 +67,10 @@ class Gateway:
                 nowhere, or the API keys cannot be read.
         """
         metrics = Metrics()
+        try:
+            limit = connection_limit(settings, descriptor_limit())
+        except ValueError as error:
+            raise BadSetting(f"KOALA_MAX_CONNECTIONS: {error}.") from None
         try:
             connection = connect_async(settings)
         except ValueError as error:
@@ -98,6 +105,7 @@ class Gateway:
             rate_limits=RateLimits(connection, settings),
             withdrawals=Withdrawals(queue, metrics),
             metrics=metrics,
+            connections=Connections(limit, metrics),
             tasks=tasks,
         )
 

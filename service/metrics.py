@@ -34,6 +34,19 @@ class Metrics:
             buckets=_REQUEST_BUCKETS,
             registry=self.registry,
         )
+        self.connections = Gauge(
+            "koala_http_connections",
+            "Connections of clients that are open right now.",
+            registry=self.registry,
+        )
+        self.connections_closed = Counter(
+            "koala_http_connections_closed",
+            "Connections closed on clients by the reason: new, headers, body and unread are time "
+            "limits; limit: one that was silent made room for another; refused: a request that "
+            "would have been one too many.",
+            ["reason"],
+            registry=self.registry,
+        )
         self.jobs_submitted = Counter(
             "koala_jobs_submitted",
             "Generation requests by what the queue said: admitted, known or full.",
@@ -102,6 +115,8 @@ class Metrics:
             ["outcome"],
             registry=self.registry,
         )
+        for reason in ("new", "headers", "body", "unread", "limit", "refused"):
+            self.connections_closed.labels(reason)
         for came in ("sooner", "later"):
             self.eta_error_ratio.labels(came)
         for outcome in ("admitted", "known", "full"):

@@ -5,23 +5,25 @@ import signal
 import socket
 import sys
 from contextlib import suppress
+from functools import partial
 from types import FrameType
+from typing import cast
 
 import structlog
 import uvicorn
+from fastapi import FastAPI
 from opentelemetry.trace import TracerProvider
 
+from koala.descriptors import descriptor_limit, raise_descriptor_limit
 from koala.errors import ModelNotFound
 from koala.settings import Settings
 from service import header_limit
 from service.app import create_app
+from service.connections import backlog
 from service.gateway import BadSetting, Gateway
+from service.protocol import GuardedProtocol
 
 log = structlog.get_logger()
-
-# Longer than clients keep an idle connection, so that it is they who close it.
-_KEEP_ALIVE_SECONDS = 75
-_BACKLOG = 2048
 
 
 class _Stopped(Exception):
@@ -53,6 +55,7 @@ def run(settings: Settings, tracer_provider: TracerProvider | None = None) -> in
     """
     if settings.exposure is not None:
         return _fail(settings.exposure)
+    raise_descriptor_limit()
     try:
         app = create_app(settings, tracer_provider=tracer_provider)
     except (ModelNotFound, BadSetting) as error:
@@ -65,18 +68,7 @@ def run(settings: Settings, tracer_provider: TracerProvider | None = None) -> in
             "to another port."
         )
     gateway: Gateway = app.state.gateway
-    config = uvicorn.Config(
-        app,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        ws="none",
-        # httptools, if something brought it along, would answer methods it does not know by itself.
-        http="h11",
-        h11_max_incomplete_event_size=header_limit.MOST_BYTES,
-        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=max(1, int(settings.drain_seconds)),
-    )
+    config = server_config(app, settings)
     # Answers need a moment to get out.
     server = _Server(config, gateway, patience=max(0.0, settings.drain_seconds - 1))
     log.info("listening", url=_url(settings, listener), model=gateway.card.id)
@@ -86,6 +78,30 @@ def run(settings: Settings, tracer_provider: TracerProvider | None = None) -> in
     with suppress(_Stopped):
         server.run(sockets=[listener])
     return 0
+
+
+def server_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
+    """How uvicorn serves the gateway."""
+    gateway: Gateway = app.state.gateway
+    protocol = partial(
+        GuardedProtocol,
+        settings=settings,
+        connections=gateway.connections,
+        metrics=gateway.metrics,
+    )
+    return uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        ws="none",
+        # On h11. httptools would answer methods that it does not know by itself.
+        http=cast("type[asyncio.Protocol]", protocol),
+        h11_max_incomplete_event_size=header_limit.MOST_BYTES,
+        backlog=backlog(descriptor_limit()),
+        timeout_keep_alive=settings.keep_alive_seconds,
+        timeout_graceful_shutdown=max(1, int(settings.drain_seconds)),
+    )
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
@@ -107,7 +123,7 @@ def _listen(settings: Settings) -> socket.socket:
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
-        listener.listen(_BACKLOG)
+        listener.listen(backlog(descriptor_limit()))
     except OSError:
         listener.close()
         raise

@@ -1,10 +1,12 @@
 """Waiting for a job's end on behalf of one client."""
 
 import asyncio
+from contextlib import suppress
 
 import redis
 import structlog
 from fastapi import Request
+from starlette.exceptions import HTTPException
 
 from koala.errors import QueueUnavailable
 from koala.spec import JobRecord
@@ -95,9 +97,11 @@ def dismissal(job_id: str) -> QueueUnavailable:
 
 
 async def _hang_up(request: Request, wake: asyncio.Event) -> None:
-    # The body has been read, so what is left to receive is the end of the connection.
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+    # The body has been read, so what is left to receive is the end of the connection. A body that
+    # comes where none belongs and is refused ends the wait in the same way.
+    with suppress(HTTPException):
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
     wake.set()
 
 

@@ -15,6 +15,7 @@ from rich.console import Console
 from koala import embedded, logs
 from koala.catalogue import resolve
 from koala.connections import connect
+from koala.descriptors import raise_descriptor_limit
 from koala.errors import ModelNotFound
 from koala.keyfile import KeyFileError, read_keys
 from koala.settings import Settings
@@ -28,6 +29,8 @@ def run(settings: Settings) -> int:
     are one line on stderr and exit code 1.
     """
     logs.configure(settings)
+    # The parts inherit it.
+    raise_descriptor_limit()
     console = Console(stderr=True, highlight=False)
     supervisor = Supervisor(settings.drain_seconds)
     for number in (signal.SIGINT, signal.SIGTERM):

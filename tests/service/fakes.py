@@ -1,6 +1,5 @@
 """A gateway on a real socket, and a stand-in for the worker that draws nothing."""
 
-import asyncio
 import base64
 import io
 import threading
@@ -30,6 +29,7 @@ from koala.store import ImageStore
 from koala.workers import WorkerAd, advertise
 from service.app import create_app
 from service.gateway import Gateway
+from service.run import server_config
 from service.webhooks.pace import Pace
 
 
@@ -55,20 +55,15 @@ def serving(
     settings: Settings,
     webhook_pace: Pace | None = None,
     tracer_provider: TracerProvider | None = None,
+    loop: str = "auto",
 ) -> Iterator[Served]:
-    """Run a gateway until the context ends."""
+    """Run a gateway until the context ends, on the event loop that it runs on in earnest."""
     app = create_app(settings, webhook_pace, tracer_provider)
-    config = uvicorn.Config(
-        app,
-        host=settings.host,
-        port=0,
-        log_config=None,
-        http="h11",
-        ws="none",
-        timeout_graceful_shutdown=1,
-    )
+    config = server_config(app, settings)
+    config.host, config.port, config.timeout_graceful_shutdown = settings.host, 0, 1
+    config.loop = loop
     server = uvicorn.Server(config)
-    thread = threading.Thread(target=lambda: asyncio.run(server.serve()))
+    thread = threading.Thread(target=server.run)
     thread.start()
     try:
         wait_until(lambda: server.started)

@@ -18,8 +18,8 @@ class KoalaError(Exception):
         headers: More response headers.
     """
 
-    status: ClassVar[int] = 500
-    type: ClassVar[str] = "server_error"
+    status: int = 500
+    type: str = "server_error"
     default_code: ClassVar[str | None] = "internal_error"
     should_retry: ClassVar[bool | None] = None
 

@@ -76,7 +76,7 @@ class ImageStore:
                 data: bytes = self._fs.cat_file(f"{self._root}/{name}")
         except FileNotFoundError:
             raise ImageNotFound(
-                f"There is no image {name!r}: it never was, or it has expired.", param="name"
+                f"There is no image {name[:80]!r}: it never was, or it has expired.", param="name"
             ) from None
         return data
 

@@ -36,6 +36,22 @@ class BodyLimit:
         # Only while the application reads: when it does not, the client cannot send.
         began: float | None = None
 
+        is_answered = False
+
+        async def noticed(message: Message) -> None:
+            nonlocal is_answered
+            is_answered = True
+            await send(message)
+
+        async def guarded() -> Message:
+            try:
+                return await counted()
+            except HTTPException:
+                if is_answered:
+                    # Too late for another answer: it ends like a hang-up.
+                    return {"type": "http.disconnect"}
+                raise
+
         async def counted() -> Message:
             nonlocal received, is_whole, began
             if is_whole:
@@ -52,14 +68,14 @@ class BodyLimit:
                 raise HTTPException(408, _late(allowed), {"Connection": "close"}) from None
             if message["type"] == "http.request":
                 is_whole = not message.get("more_body", False)
-                if encoding not in ("", "identity"):
-                    raise HTTPException(415, _encoded(encoding), {"Accept-Encoding": "identity"})
                 received += len(message.get("body", b""))
+                if encoding not in ("", "identity") and (received or not is_whole):
+                    raise HTTPException(415, _encoded(encoding), {"Accept-Encoding": "identity"})
                 if received > self._max_bytes:
                     raise HTTPException(413, self._refusal)
             return message
 
-        await self._app(scope, counted, send)
+        await self._app(scope, guarded, noticed)
 
 
 def _late(seconds: float) -> str:

@@ -2,7 +2,9 @@
 
 import difflib
 import json
+import re
 from collections.abc import Mapping
+from http import HTTPStatus
 from typing import Any, Final
 
 import redis
@@ -38,8 +40,32 @@ _BY_STATUS: Final[Mapping[int, type[KoalaError]]] = {
 }
 
 
+# FastAPI's words for any trouble while it reads a body, none of which is JSON's own.
+_UNREADABLE_BODY: Final = "There was an error parsing the body"
+
+# Longer names of fields are cut.
+_LONGEST_FIELD: Final = 80
+
+
 class ClientGone(Exception):
     """The client hung up while it waited; there is nobody to answer."""
+
+
+class _OtherError(KoalaError):
+    """What Starlette or FastAPI refuse by a status that has no class of ours."""
+
+    def __init__(self, status: int, detail: str, headers: dict[str, str]) -> None:
+        try:
+            name = HTTPStatus(status).phrase
+        except ValueError:
+            name = f"HTTP {status}"
+        code = re.sub("[^a-z0-9]+", "_", name.lower().replace("'", ""))
+        super().__init__(f"{detail[:200].rstrip('.')}.", code=code, headers=headers)
+        self.status = status
+        if status == HTTPStatus.TOO_MANY_REQUESTS:
+            self.type = "rate_limit_error"
+        elif status < HTTPStatus.INTERNAL_SERVER_ERROR:
+            self.type = "invalid_request_error"
 
 
 class ErrorDetail(BaseModel):
@@ -89,19 +115,22 @@ async def _validation_error(_: Request, error: Exception) -> Response:
 
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    kind = _BY_STATUS.get(error.status_code, InvalidRequest)
+    headers, path = dict(error.headers or {}), request.url.path[:200]
+    if (error.status_code, error.detail) == (400, _UNREADABLE_BODY):
+        return error_response(InvalidRequest("The request body cannot be read as JSON."))
+    kind = _BY_STATUS.get(error.status_code)
+    if kind is None:
+        return error_response(_OtherError(error.status_code, str(error.detail), headers))
     message = str(error.detail)
     if kind is NotFound:
-        message = f"There is nothing at {request.url.path[:200]}."
+        message = f"There is nothing at {path}."
     elif kind is MethodNotAllowed:
-        message = f"{request.method} is not possible at {request.url.path[:200]}."
-    elif kind is InvalidRequest:
-        message = "The request body cannot be read as JSON."
-    return error_response(kind(message, headers=dict(error.headers or {})))
+        message = f"{request.method[:20]} is not possible at {path}."
+    return error_response(kind(message, headers=headers))
 
 
 async def _redis_error(request: Request, error: Exception) -> Response:
-    log.warning("the queue cannot be reached", error=str(error), path=request.url.path)
+    log.warning("the queue cannot be reached", error=str(error), path=request.url.path[:200])
     return error_response(
         QueueUnavailable("The queue cannot be reached right now; try again soon.", retry_after=2)
     )
@@ -126,7 +155,7 @@ def _explain(problem: Mapping[str, Any]) -> InvalidRequest:
             code="invalid_json",
         )
     # The first part is where the field was: body, query, path.
-    field = ".".join(str(part) for part in location[1:])
+    field = _shortened(".".join(str(part) for part in location[1:]))
     if kind == "string_unicode" and not field:
         return InvalidRequest("A field's name has lone surrogates.", code="unknown_field")
     if not field:
@@ -142,4 +171,8 @@ def _explain(problem: Mapping[str, Any]) -> InvalidRequest:
 def _unknown(field: str) -> str:
     similar = difflib.get_close_matches(field, GenerationRequest.model_fields, n=1)
     hint = f"; did you mean `{similar[0]}`?" if similar else "."
-    return f"`{field[:80]}` is not a field that is supported here{hint}"
+    return f"`{field}` is not a field that is supported here{hint}"
+
+
+def _shortened(field: str) -> str:
+    return field if len(field) <= _LONGEST_FIELD else f"{field[:_LONGEST_FIELD]}..."

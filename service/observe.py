@@ -50,7 +50,7 @@ class Observe:
             try:
                 await self._app(scope, receive, tagged)
             except Exception:
-                log.exception("unexpected error", method=scope["method"], path=scope["path"])
+                log.exception("unexpected error", **_shown(scope))
                 if status:
                     # Half a response is out: only a broken connection can tell the client.
                     raise
@@ -70,11 +70,15 @@ class Observe:
         write = log.debug if route in QUIET_ROUTES else log.info
         write(
             "request",
-            method=scope["method"],
-            path=scope["path"],
+            **_shown(scope),
             status=status,
             milliseconds=round(1000 * seconds, 1),
         )
+
+
+def _shown(scope: Scope) -> dict[str, str]:
+    # A client may send 32 KiB of either.
+    return {"method": scope["method"][:20], "path": scope["path"][:500]}
 
 
 def _request_id(headers: Headers) -> str:

@@ -35,7 +35,7 @@ def check_own_image(principal: Principal, name: str) -> None:
     if not is_owners_image(name, principal.sees):
         # In the store's own words.
         raise ImageNotFound(
-            f"There is no image {name!r}: it never was, or it has expired.", param="name"
+            f"There is no image {name[:80]!r}: it never was, or it has expired.", param="name"
         )
 
 

@@ -322,3 +322,18 @@ def read_to_the_cut(connection: socket.socket) -> bytes:
     except ConnectionResetError:
         pass
     return answer
+
+
+def test_a_refused_body_ends_a_stream_or_a_wait_without_an_unexpected_error(
+    api: Served, caplog: pytest.LogCaptureFixture
+) -> None:
+    job_id = submit(api)
+    chunk = b"10000\r\n" + b" " * 0x10000 + b"\r\n"
+    for path in (f"/v1/jobs/{job_id}/events", f"/v1/jobs/{job_id}?wait=100"):
+        head = f"GET {path} HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+        with connect(api) as connection:
+            connection.sendall(head.encode() + 4 * chunk)
+            read_until(connection, b"\r\n\r\n")
+    wait_until(lambda: api.gateway.feeds.listeners == 0)
+    assert "unexpected error" not in caplog.text
+    assert "never retrieved" not in caplog.text

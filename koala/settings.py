@@ -6,6 +6,7 @@ import tempfile
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Literal, Self
+from urllib.parse import quote
 
 from pydantic import ByteSize, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -338,7 +339,7 @@ class Settings(BaseSettings):
     @property
     def resolved_redis_url(self) -> str:
         """The server to connect to: ``redis_url``, or the embedded server's socket."""
-        return self.redis_url or f"unix://{self.embedded_socket}"
+        return self.redis_url or f"unix://{quote(str(self.embedded_socket))}"
 
     @property
     def embedded_socket(self) -> Path:

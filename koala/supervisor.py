@@ -25,7 +25,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 class PartFailed(Exception):
-    """A part could not start at all; its own output said why."""
+    """A part could not start at all; the message has what is known of the reason."""
 
 
 @dataclass
@@ -33,12 +33,14 @@ class Part:
     """One supervised process.
 
     ``last_to_stop`` parts outlive the others, because those need them to stop in order.
+    ``inherited`` are open files that the process keeps open too, by their descriptors.
     """
 
     name: str
     command: Sequence[str]
     env: Mapping[str, str]
     last_to_stop: bool = False
+    inherited: Sequence[int] = ()
     process: subprocess.Popen[bytes] | None = None
     started_at: float = 0.0
     backoff: float = _FIRST_BACKOFF
@@ -52,6 +54,7 @@ class Part:
             env=dict(self.env),
             stdin=subprocess.DEVNULL,
             start_new_session=True,
+            pass_fds=self.inherited,
             preexec_fn=_die_with_parent(os.getpid()) if sys.platform == "linux" else None,
         )
         self.started_at = time.monotonic()
@@ -64,9 +67,23 @@ class Part:
 
     @property
     def gave_up(self) -> bool:
-        """Whether the process ended by its own decision, not by a signal."""
+        """Whether the process ended as failed by its own decision, not by a signal.
+
+        Exit code 0 is the orderly end of a part that a signal asked to stop.
+        """
         code = None if self.process is None else self.process.poll()
-        return code is not None and code >= 0
+        return code is not None and code > 0
+
+    def unhealthy_reason(self) -> str | None:
+        """Why the process, although it runs, has to be replaced; ``None`` where it does not."""
+        return None
+
+    def last_words(self) -> str | None:
+        """What the process said last, where that is kept; it goes to our stderr otherwise."""
+        return None
+
+    def close(self) -> None:
+        """Free what is held for the process, which has ended for good."""
 
     def send(self, number: signal.Signals) -> None:
         """Signal the process, if it is there."""
@@ -104,7 +121,7 @@ class Supervisor:
         while not self._stopping:
             for part in self._parts:
                 if part.gave_up and part.restarts == 0:
-                    raise PartFailed(f"The {part.name} could not start; it said why above.")
+                    raise PartFailed(_failure(part))
             self._tend()
             if condition():
                 return True
@@ -124,19 +141,28 @@ class Supervisor:
         self._end(
             [part for part in self._parts if part.last_to_stop], time.monotonic() + _LAST_SECONDS
         )
+        for part in self._parts:
+            part.close()
 
     def _tend(self) -> None:
         now = time.monotonic()
         for part in self._parts:
             if part.is_running:
-                continue
+                reason = part.unhealthy_reason()
+                if reason is None:
+                    continue
+                log.error("a part is of no use and will be restarted", part=part.name, why=reason)
+                self._end([part], now + _LAST_SECONDS)
             if part.restart_at is None:
                 if now - part.started_at > _HEALTHY_SECONDS:
                     part.backoff = _FIRST_BACKOFF
                 part.restart_at = now + part.backoff
                 part.backoff = min(2 * part.backoff, _LONGEST_BACKOFF)
                 code = part.process.returncode if part.process else None
-                log.error("a part died and will be restarted", part=part.name, exit_code=code)
+                said = {} if (words := part.last_words()) is None else {"said": words}
+                log.error(
+                    "a part died and will be restarted", part=part.name, exit_code=code, **said
+                )
             elif now >= part.restart_at:
                 part.restarts += 1
                 part.start()
@@ -153,6 +179,14 @@ class Supervisor:
                 log.warning("a part did not stop in time and is killed", part=part.name)
                 part.send(signal.SIGKILL)
                 part.process.wait()
+
+
+def _failure(part: Part) -> str:
+    words = part.last_words()
+    if words is not None:
+        return f"The {part.name} could not start: {words}"
+    code = None if part.process is None else part.process.returncode
+    return f"The {part.name} could not start (exit code {code}); its own lines above may say why."
 
 
 def _die_with_parent(parent: int) -> Callable[[], None]:

@@ -5,7 +5,10 @@ import os
 import signal
 import socket
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Final
 
 import httpx
 import redis
@@ -20,6 +23,9 @@ from koala.errors import ModelNotFound
 from koala.keyfile import KeyFileError, read_keys
 from koala.settings import Settings
 from koala.supervisor import Part, PartFailed, Supervisor
+
+# For the embedded server to listen; reading its data may take longer, which it says.
+_LISTEN_SECONDS: Final = 30.0
 
 
 def run(settings: Settings) -> int:
@@ -36,11 +42,14 @@ def run(settings: Settings) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: supervisor.request_stop())
     try:
-        settings = _check(settings)
-        _start(supervisor, settings)
-        console.print(f"koala: loading {settings.model} ...", markup=False)
-        if supervisor.wait_for(lambda: _is_ready(settings)):
-            console.print(_welcome(settings), soft_wrap=True)
+        _check(settings)
+        # Before the port is looked at: that is taken too where the same koala runs already.
+        server = _embedded_server(settings)
+        settings = settings.model_copy(update={"port": _free_port(settings)})
+        if _start(supervisor, settings, server):
+            console.print(f"koala: loading {settings.model} ...", markup=False)
+            if supervisor.wait_for(lambda: _is_ready(settings)):
+                console.print(_welcome(settings), soft_wrap=True)
         supervisor.run()
         console.print("koala: stopping")
         return 0
@@ -56,7 +65,7 @@ class _CannotStart(Exception):
     """A check before the start failed."""
 
 
-def _check(settings: Settings) -> Settings:
+def _check(settings: Settings) -> None:
     resolve(settings.model, settings.model_revision)
     if settings.exposure is not None:
         raise _CannotStart(settings.exposure)
@@ -64,7 +73,6 @@ def _check(settings: Settings) -> Settings:
         _check_keys(settings.api_keys_file)
     if settings.redis_url is not None:
         _check_redis(settings)
-    return settings.model_copy(update={"port": _free_port(settings)})
 
 
 def _check_keys(path: Path) -> None:
@@ -105,17 +113,46 @@ def _check_redis(settings: Settings) -> None:
         client.close()
 
 
-def _start(supervisor: Supervisor, settings: Settings) -> None:
+def _embedded_server(settings: Settings) -> embedded.EmbeddedServer | None:
+    """The locked server, not started yet; ``None`` where a Redis is configured."""
+    return embedded.EmbeddedServer(settings) if settings.redis_url is None else None
+
+
+def _start(
+    supervisor: Supervisor, settings: Settings, server: embedded.EmbeddedServer | None
+) -> bool:
+    """Start all parts; false if a stop was asked for first."""
+    if server is not None:
+        server.announce(_base_url(settings))
+        supervisor.add(server)
+        if not supervisor.wait_for(_answering(settings)):
+            return False
     env = _environment(settings)
-    if settings.redis_url is None:
-        command = embedded.prepare(settings)
-        supervisor.add(Part("embedded server", command, env, last_to_stop=True))
-        embedded.wait_until_ready(settings)
     koala = [sys.executable, "-m", "koala"]
     supervisor.add(Part("gateway", [*koala, "serve"], env))
     for i in range(settings.workers):
         name = "worker" if settings.workers == 1 else f"worker {i + 1}"
         supervisor.add(Part(name, [*koala, "work"], env | _share(settings, i)))
+    return True
+
+
+def _answering(settings: Settings) -> Callable[[], bool]:
+    """Whether the embedded server answers; reading its data may take as long as it likes."""
+    deadline = time.monotonic() + _LISTEN_SECONDS
+
+    def is_answering() -> bool:
+        try:
+            return embedded.answers(settings)
+        except redis.exceptions.BusyLoadingError:
+            return False
+        except (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError) as error:
+            if time.monotonic() < deadline:
+                return False
+            raise embedded.EmbeddedServerError(
+                f"The embedded server did not answer within {_LISTEN_SECONDS:g} s: {error}"
+            ) from None
+
+    return is_answering
 
 
 def _share(settings: Settings, index: int) -> dict[str, str]:

@@ -45,6 +45,16 @@ def untrusted_socket(settings: Settings) -> str | None:
     )
 
 
+def no_embedded_server(settings: Settings) -> str | None:
+    """Why there is no embedded server to connect to, if there is none."""
+    if settings.embedded_socket.is_socket():
+        return None
+    return (
+        f"No embedded server runs on {settings.data_dir.resolve()}: `koala up` starts one; for a "
+        "Redis of your own set KOALA_REDIS_URL."
+    )
+
+
 def connect(settings: Settings) -> redis.Redis:
     """A blocking client, as RQ wants it (bytes in, bytes out). Connects on first use.
 
@@ -102,7 +112,7 @@ def connect_async(settings: Settings) -> redis.asyncio.Redis:
 def _embedded_connection(settings: Settings) -> type[UnixDomainSocketConnection]:
     class EmbeddedConnection(UnixDomainSocketConnection):
         def connect_check_health(self, *args: Any, **kwargs: Any) -> None:
-            _refuse_others(settings)
+            _check_socket(settings)
             super().connect_check_health(*args, **kwargs)
 
     return EmbeddedConnection
@@ -111,13 +121,13 @@ def _embedded_connection(settings: Settings) -> type[UnixDomainSocketConnection]
 def _async_embedded_connection(settings: Settings) -> type[AsyncUnixDomainSocketConnection]:
     class EmbeddedConnection(AsyncUnixDomainSocketConnection):
         async def connect_check_health(self, *args: Any, **kwargs: Any) -> None:
-            _refuse_others(settings)
+            _check_socket(settings)
             await super().connect_check_health(*args, **kwargs)
 
     return EmbeddedConnection
 
 
-def _refuse_others(settings: Settings) -> None:
-    distrust = untrusted_socket(settings)
-    if distrust is not None:
-        raise redis.exceptions.ConnectionError(distrust)
+def _check_socket(settings: Settings) -> None:
+    problem = untrusted_socket(settings) or no_embedded_server(settings)
+    if problem is not None:
+        raise redis.exceptions.ConnectionError(problem)

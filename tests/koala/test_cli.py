@@ -51,6 +51,15 @@ def test_an_unreachable_redis_is_one_clear_line(tmp_path: Path, command: str) ->
     assert "refused" in line
 
 
+@pytest.mark.parametrize("command", ["serve", "work"])
+def test_a_part_without_its_embedded_server_is_one_clear_line(tmp_path: Path, command: str) -> None:
+    done = koala(command, KOALA_DATA_DIR=str(tmp_path), KOALA_PORT=str(free_port()))
+    assert done.returncode == 1
+    line = only_line(done.stderr)
+    assert f"No embedded server runs on {tmp_path}: `koala up` starts one" in line
+    assert "KOALA_REDIS_URL" in line
+
+
 def test_an_unknown_model_is_one_clear_line(tmp_path: Path) -> None:
     done = koala("up", "--model", "nope", KOALA_DATA_DIR=str(tmp_path))
     assert done.returncode == 1
@@ -74,6 +83,17 @@ def test_a_second_server_on_the_same_data_folder_is_refused(stack: Stack) -> Non
     done = koala("up", **env)
     assert done.returncode == 1
     assert "Another koala" in only_line(done.stderr)
+
+
+def test_a_server_that_dies_at_once_is_one_clear_line(tmp_path: Path) -> None:
+    (tmp_path / "valkey" / "appendonlydir").mkdir(parents=True)
+    (tmp_path / "valkey" / "appendonlydir" / "appendonly.aof.manifest").write_text("rubbish\n")
+    done = koala("up", KOALA_DATA_DIR=str(tmp_path), KOALA_PORT="0")
+    assert done.returncode == 1
+    line = only_line(done.stderr)
+    assert "The embedded server could not start: " in line
+    assert "Invalid AOF manifest file format" in line
+    assert str(tmp_path / "valkey") in line
 
 
 def test_generate_writes_the_images_it_was_asked_for(stack: Stack, tmp_path: Path) -> None:

@@ -52,8 +52,40 @@ def test_a_part_that_dies_is_started_again(supervisor: Supervisor) -> None:
 
 def test_a_part_that_cannot_start_at_all_is_not_tried_for_ever(supervisor: Supervisor) -> None:
     supervisor.add(part("worker", "raise SystemExit(1)"))
-    with pytest.raises(PartFailed, match="The worker could not start"):
+    with pytest.raises(PartFailed, match=r"The worker could not start \(exit code 1\)"):
         supervisor.wait_for(lambda: False)
+
+
+def test_a_part_that_was_stopped_in_order_while_others_start_is_started_again(
+    supervisor: Supervisor,
+) -> None:
+    stopped = part("gateway", "raise SystemExit(0)")
+    supervisor.add(stopped)
+    assert supervisor.wait_for(lambda: stopped.restarts == 1)
+
+
+def test_what_a_part_failed_with_is_told_as_far_as_it_is_known(supervisor: Supervisor) -> None:
+    class Talkative(Part):
+        def last_words(self) -> str:
+            return "The disk is full."
+
+    supervisor.add(Talkative("server", [sys.executable, "-c", "raise SystemExit(3)"], os.environ))
+    with pytest.raises(PartFailed, match="The server could not start: The disk is full."):
+        supervisor.wait_for(lambda: False)
+
+
+def test_a_part_that_runs_but_is_of_no_use_is_replaced(supervisor: Supervisor) -> None:
+    class Useless(Part):
+        def unhealthy_reason(self) -> str | None:
+            return "its socket is gone" if self.restarts == 0 else None
+
+    useless = Useless("server", [sys.executable, "-c", SLEEP], os.environ)
+    supervisor.add(useless)
+    assert useless.process is not None
+    first = useless.process.pid
+    assert supervisor.wait_for(lambda: useless.restarts == 1 and useless.is_running)
+    assert not alive(first)
+    assert useless.process.pid != first
 
 
 def test_stopping_ends_every_part_the_stubborn_one_too(supervisor: Supervisor) -> None:

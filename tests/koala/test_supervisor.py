@@ -70,7 +70,7 @@ def test_what_a_part_failed_with_is_told_as_far_as_it_is_known(supervisor: Super
             return "The disk is full."
 
     supervisor.add(Talkative("server", [sys.executable, "-c", "raise SystemExit(3)"], os.environ))
-    with pytest.raises(PartFailed, match="The server could not start: The disk is full."):
+    with pytest.raises(PartFailed, match="could not start: The disk is full"):
         supervisor.wait_for(lambda: False)
 
 

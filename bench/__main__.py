@@ -19,6 +19,7 @@ from bench.results import Results
 from bench.rounds import QUICK, Plan
 from bench.tables import Table, all_tables
 from bench.workloads import Workload
+from koala import output_file
 
 # The model's device is not the cores that serve, as on a machine with a GPU.
 _THREADS: Final = max(1, (os.cpu_count() or 1) - 1)
@@ -58,6 +59,11 @@ def main(
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     if context.invoked_subcommand is not None:
         return
+    if output is not None:
+        try:
+            output_file.check(output)
+        except OSError as error:
+            raise _fail(f"--output: {error.filename}: {error.strerror}") from None
     plan = QUICK if quick else Plan()
     try:
         results = run(
@@ -74,8 +80,7 @@ def main(
     for table in all_tables(results):
         _print(table)
     if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(results.model_dump_json(indent=1) + "\n")
+        output_file.replace(output, f"{results.model_dump_json(indent=1)}\n".encode())
 
 
 @app.command()

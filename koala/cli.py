@@ -109,6 +109,14 @@ def generate(
             "--output", "-o", help="File to write; `-2`, ... is added for n. With --batch a folder."
         ),
     ] = None,
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force",
+            help="Write over files that are there. Otherwise one that -o names must not exist, and "
+            "names made from prompts get a number.",
+        ),
+    ] = False,
     n: Annotated[int, typer.Option("--n", "-n", help="Number of images, of each prompt.")] = 1,
     size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT in pixels.")] = None,
     steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
@@ -155,7 +163,7 @@ def generate(
     try:
         request["lora"] = [pieces.parse_lora(text) for text in lora] if lora else None
         request = {name: value for name, value in request.items() if value is not None}
-        work = pieces.collect(prompt, batch, request, output)
+        work = pieces.collect(prompt, batch, request, output, force=force)
         code = run(work, url, api_key, out, preview=preview, as_json=as_json)
     except pieces.UsageError as error:
         raise fail(str(error)) from None

@@ -133,6 +133,10 @@ class Client:
         """
         return (await self._request("GET", url)).content
 
+    def job_url(self, job_id: str) -> str:
+        """Where a job can be looked at."""
+        return f"{self._base_url}/v1/jobs/{job_id}"
+
     async def _request(self, method: str, path: str, **kwargs: Any) -> httpx.Response:
         patience = self._patience()
         while True:

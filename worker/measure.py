@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+from koala import output_file
 from koala.catalogue import resolve
 from koala.curves import DeviceCurves, SizeCurve
 from koala.errors import ModelNotFound
@@ -32,6 +33,7 @@ def run(settings: Settings, sizes: Sequence[Size], output: Path) -> DeviceCurves
         CannotMeasure: The model cannot be loaded, a size is none of its, or not a row of it fits.
         OSError: The file cannot be written.
     """
+    output_file.check(output)
     try:
         card = resolve(settings.model, settings.model_revision)
         sizes = sizes or [(card.native_side, card.native_side)]
@@ -49,7 +51,7 @@ def run(settings: Settings, sizes: Sequence[Size], output: Path) -> DeviceCurves
         tick_overhead_seconds=_overhead(pipeline, sizes[0], card.guidance_scale),
         sizes=tuple(_measure(pipeline, size, settings.max_batch_rows) for size in sizes),
     )
-    output.write_text(curves.model_dump_json(indent=2) + "\n")
+    output_file.replace(output, f"{curves.model_dump_json(indent=2)}\n".encode())
     return curves
 
 

@@ -20,6 +20,7 @@ from bench.servers import Koala
 from bench.soak.load import Load
 from bench.soak.samples import Sample, Sampler
 from bench.soak.verdict import SHORTEST_SECONDS, Trend, trends
+from koala import output_file
 from koala.connections import connect
 from koala.keys import Keys
 
@@ -45,6 +46,8 @@ def main(
     """Exit code 0: everything stayed flat. 1: something grew or failed. 2: too short to say."""
     # So that the parts are ended on the way out.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    if output is not None:
+        output_file.check(output)
     with tempfile.TemporaryDirectory(prefix="koala-soak-") as folder:
         try:
             samples, outcomes = _soak(Path(folder), minutes, threads, seed)
@@ -118,7 +121,6 @@ def _write(
 ) -> None:
     from bench.soak import plot
 
-    output.parent.mkdir(parents=True, exist_ok=True)
     names = list(samples[0].values)
     record = {
         "warm_up_seconds": warm_up,

@@ -18,6 +18,21 @@ def test_files_are_numbered_as_wide_as_the_batch_needs(tmp_path: Path) -> None:
     assert pieces[0].request == {"n": 1, "prompt": "a koala"}
 
 
+def test_a_file_that_is_named_must_not_exist_unless_forced(tmp_path: Path) -> None:
+    (tmp_path / "koala-2.png").touch()
+    named = tmp_path / "koala.png"
+    assert [piece.path for piece in collect("a koala", None, {"n": 1}, named)] == [named]
+    with pytest.raises(UsageError, match=r"koala-2\.png exists: .* --force"):
+        collect("a koala", None, {"n": 2}, named)
+    [piece] = collect("a koala", None, {"n": 2}, named, force=True)
+    assert piece.force
+
+
+def test_the_folder_of_a_file_is_made_before_anything_is_drawn(tmp_path: Path) -> None:
+    collect("a koala", None, {}, tmp_path / "missing" / "x.png")
+    assert (tmp_path / "missing").is_dir()
+
+
 @pytest.mark.parametrize(
     ("prompt", "batch", "output", "says"),
     [
@@ -27,7 +42,9 @@ def test_files_are_numbered_as_wide_as_the_batch_needs(tmp_path: Path) -> None:
         (None, "empty.txt", None, "--batch: empty.txt: there is no prompt in it."),
         (None, "binary.txt", None, "--batch: binary.txt: it is not text in UTF-8."),
         (None, "prompts.txt", "koala.png", "--output: koala.png: with --batch this is a folder"),
-        (None, "prompts.txt", "prompts.txt", "--output: prompts.txt: File exists"),
+        (None, "prompts.txt", "prompts.txt", "--output: prompts.txt: Not a directory"),
+        ("a koala", None, "prompts.txt/x.png", "--output: prompts.txt: Not a directory"),
+        ("a koala", None, "/proc/x.png", "--output: /proc: "),
         ("a koala", None, "koala.gif", "--output: koala.gif: the file name must end in one of"),
     ],
 )

@@ -3,12 +3,14 @@
 import asyncio
 import http.server
 import os
+import re
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from koala import patience
@@ -22,7 +24,7 @@ from tests.service.keyed import asking, make_key, secret_of, with_keys
 
 def generate(served: Served, folder: Path, *options: str, **env: str) -> tuple[int, str]:
     """Exit code and stderr of a run."""
-    process = start(served, folder, "a koala", "-o", "koala.png", *options, **env)
+    process = start(served, folder, "a koala", "-o", "koala.png", "--force", *options, **env)
     _, error = process.communicate(timeout=60)
     return process.returncode, error.strip()
 
@@ -49,7 +51,6 @@ def test_it_sends_the_key_of_the_option_or_of_the_environment(
         ):
             code, error = generate(served, tmp_path, *options, **env)
             assert code == 0, error
-            (tmp_path / "koala.png").unlink()
 
 
 @pytest.mark.parametrize(
@@ -185,3 +186,77 @@ def test_a_server_that_does_not_come_back_is_given_up(
     [job_id] = worker.waiting()
     assert str(lost.value).startswith(f"{proxy.base_url} was lost and does not come back: ")
     assert str(lost.value).endswith(f"The job {job_id} goes on.")
+
+
+def finished(process: subprocess.Popen[str]) -> tuple[int, list[str], list[str]]:
+    """Exit code, and the lines of stdout and stderr."""
+    out, error = process.communicate(timeout=60)
+    return process.returncode, out.splitlines(), error.splitlines()
+
+
+def test_a_second_run_writes_over_nothing(
+    served: Served, worker: FakeWorker, tmp_path: Path
+) -> None:
+    (tmp_path / "a-koala.png").write_bytes(b"precious")
+    with worker.working():
+        first = finished(start(served, tmp_path, "a koala", "--seed", "7"))
+        second = finished(start(served, tmp_path, "a koala", "--seed", "8", "--n", "2"))
+        forced = finished(start(served, tmp_path, "a koala", "--seed", "5", "--force"))
+    assert first == (0, ["a-koala-2.png  seed 7"], [])
+    assert second == (0, ["a-koala-3.png  seed 8", "a-koala-4.png  seed 9"], [])
+    assert forced == (0, ["a-koala.png  seed 5"], [])
+    assert (tmp_path / "a-koala.png").read_bytes() == picture("png")
+
+
+def test_a_target_that_will_not_do_is_refused_before_anything_is_drawn(
+    served: Served, worker: FakeWorker, tmp_path: Path
+) -> None:
+    (tmp_path / "koala.png").write_bytes(b"precious")
+    for target, says in (
+        ("koala.png", "koala.png exists: name another file, or give --force to write over it."),
+        ("koala.png/a.png", "Not a directory"),
+        ("/proc/koala.png", "/proc: "),
+    ):
+        code, _, [line] = finished(start(served, tmp_path, "a koala", "-o", target))
+        assert code == 1
+        assert says in line
+    assert worker.waiting() == []
+    assert (tmp_path / "koala.png").read_bytes() == b"precious"
+
+
+def test_a_folder_that_is_missing_is_made(
+    served: Served, worker: FakeWorker, tmp_path: Path
+) -> None:
+    with worker.working():
+        done = finished(start(served, tmp_path, "a koala", "-o", "missing/x.png", "--seed", "7"))
+    assert done == (0, ["missing/x.png  seed 7"], [])
+
+
+def test_an_image_that_cannot_be_written_is_not_lost(
+    served: Served, worker: FakeWorker, tmp_path: Path
+) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "prompts.txt").write_text("a koala\n" * 12)
+    # As on a full disk: no file gets longer than this.
+    limited = ["prlimit", "--fsize=16", sys.executable, "-m", "koala", "generate"]
+    process = subprocess.Popen(
+        [*limited, "--batch", "prompts.txt", "--url", served.base_url],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wait_until(lambda: len(worker.waiting()) == 8, 60)
+    with worker.working():
+        code, out, error = finished(process)
+    assert code == 1
+    # Those under way are told of, the others would fare alike.
+    assert out[-1].startswith("0 of 12 prompts drawn, 8 failed, 4 not tried")
+    assert len(error) == 8
+    for line in error:
+        assert "a-koala.png: File too large. What was drawn is at " in line
+        image, job = re.findall(r"http://[^\s)]+", line)
+        assert httpx.get(image).content == picture("png")
+        assert httpx.get(job).json()["status"] == "completed"
+    assert [path.name for path in folder.iterdir()] == ["prompts.txt"]

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from koala import output_file
 from koala.client import Busy, Client
 from koala.commands.generate.pieces import Piece
 from koala.patience import ServerError
@@ -25,6 +26,19 @@ class Saved:
 
     path: Path
     seed: int
+
+
+class NotSaved(Exception):
+    """The images are drawn, but not all of them are in files; the message says where they are.
+
+    Args:
+        message: Why, and where.
+        saved: Those that are.
+    """
+
+    def __init__(self, message: str, saved: list[Saved]) -> None:
+        super().__init__(message)
+        self.saved = saved
 
 
 @dataclass(slots=True, eq=False)
@@ -52,8 +66,8 @@ class Drawing:
 
         Raises:
             DrawingFailed: The job ended without images.
+            NotSaved: The images were drawn, but cannot be fetched or written.
             ServerError: The server refused, or nobody answers.
-            OSError: A file cannot be written.
         """
         try:
             await self._enqueue(client)
@@ -88,11 +102,30 @@ class Drawing:
         return images
 
     async def _save(self, client: Client, images: list[dict[str, Any]]) -> list[Saved]:
-        saved = []
-        for path, image in zip(self.piece.paths(len(images)), images, strict=True):
-            path.write_bytes(await client.fetch(image["url"]))
+        saved: list[Saved] = []
+        names = self.piece.paths()
+        for image in images:
+            try:
+                data = await client.fetch(image["url"])
+                if self.piece.force:
+                    path = next(names)
+                    output_file.replace(path, data)
+                else:
+                    path = output_file.write_new(names, data)
+            except OSError as error:
+                reason = f"{error.filename}: {error.strerror}."
+                raise NotSaved(self._rescue(client, reason, images[len(saved) :]), saved) from None
+            except ServerError as error:
+                raise NotSaved(
+                    self._rescue(client, str(error), images[len(saved) :]), saved
+                ) from None
             saved.append(Saved(path, image["seed"]))
         return saved
+
+    def _rescue(self, client: Client, reason: str, images: list[dict[str, Any]]) -> str:
+        urls = ", ".join(image["url"] for image in images)
+        assert self.job_id is not None
+        return f"{reason} What was drawn is at {urls} (job {client.job_url(self.job_id)})."
 
     async def _cancel(self, client: Client) -> None:
         self.watch({"type": "cancelling"})

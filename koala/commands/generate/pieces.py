@@ -1,11 +1,14 @@
 """What there is to draw: a prompt or a file of them, and the files that the images go into."""
 
+import itertools
 import re
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
+
+from koala import output_file
 
 _FORMATS: Final = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
 
@@ -22,20 +25,28 @@ class Piece:
         label: What it is called in front of the person who waits.
         request: The body.
         path: The file of its first image.
+        force: Whether files that are there may be written over.
     """
 
     label: str
     request: dict[str, Any]
     path: Path
+    force: bool = False
 
-    def paths(self, count: int) -> list[Path]:
-        """The files of ``count`` images: the second one gets ``-2`` and so on."""
-        numbered = (f"{self.path.stem}-{i + 1}" if i else self.path.stem for i in range(count))
-        return [self.path.with_stem(stem) for stem in numbered]
+    def paths(self) -> Iterator[Path]:
+        """Names for its images, without an end: the second one has ``-2`` and so on."""
+        yield self.path
+        for number in itertools.count(2):
+            yield self.path.with_stem(f"{self.path.stem}-{number}")
 
 
 def collect(
-    prompt: str | None, batch: str | None, request: dict[str, Any], output: Path | None
+    prompt: str | None,
+    batch: str | None,
+    request: dict[str, Any],
+    output: Path | None,
+    *,
+    force: bool = False,
 ) -> list[Piece]:
     """What the command's arguments ask for.
 
@@ -43,18 +54,37 @@ def collect(
         prompt: The prompt, or
         batch: the file of prompts.
         request: What all of them share.
-        output: Where the images go: a file, or a folder for a batch.
+        output: Where the images go: a file, or a folder for a batch. Folders are made.
+        force: Whether files that are there may be written over. Otherwise a file that was named
+            must not exist, and names that follow from prompts are numbered on.
 
     Raises:
-        UsageError: The arguments cannot be meant.
+        UsageError: The arguments cannot be meant, or the images could not be written.
     """
     if batch is not None:
         if prompt is not None:
             raise UsageError("Give either a prompt or --batch, not both.")
-        return _batch(batch, request, output)
-    if prompt is None:
+        pieces = _batch(batch, request, output)
+    elif prompt is None:
         raise UsageError("Give a prompt, or a file of them with --batch.")
-    return [_single(prompt, request, output)]
+    else:
+        pieces = [_single(prompt, request, output)]
+        if output is not None and not force:
+            _refuse_existing(pieces[0])
+    try:
+        output_file.check(pieces[0].path)
+    except OSError as error:
+        raise UsageError(f"--output: {error.filename}: {error.strerror}") from None
+    return [replace(piece, force=force) for piece in pieces]
+
+
+def _refuse_existing(piece: Piece) -> None:
+    count = piece.request.get("n", 1)
+    for path in itertools.islice(piece.paths(), max(1, count)):
+        if path.exists():
+            raise UsageError(
+                f"--output: {path} exists: name another file, or give --force to write over it."
+            )
 
 
 def parse_lora(text: str) -> dict[str, Any]:
@@ -97,10 +127,6 @@ def _batch(source: str, request: dict[str, Any], folder: Path | None) -> list[Pi
     folder = folder or Path()
     if folder.suffix.lower() in _FORMATS:
         raise UsageError(f"--output: {folder}: with --batch this is a folder, not an image.")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"--output: {folder}: {error.strerror}") from None
     digits = max(2, len(str(len(prompts))))
     pieces = []
     for i, prompt in enumerate(prompts):

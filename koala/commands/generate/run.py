@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from koala.client import Client, Refused
-from koala.commands.generate.drawing import Drawing, DrawingFailed, Saved
+from koala.commands.generate.drawing import Drawing, DrawingFailed, NotSaved, Saved
 from koala.commands.generate.pictures import Easel, why_not
 from koala.commands.generate.pieces import Piece, UsageError
 from koala.commands.generate.screen import Screen
@@ -71,7 +71,7 @@ class _Session:
     failed: int = field(default=0, init=False)
     _drawings: list[Drawing] = field(default_factory=list, init=False)
     # Why no more pieces are begun.
-    _stopped: ServerError | None = field(default=None, init=False)
+    _stopped: ServerError | NotSaved | None = field(default=None, init=False)
     _saved: list[Saved] = field(default_factory=list, init=False)
 
     def run(self, url: str, api_key: str | None) -> int:
@@ -105,8 +105,8 @@ class _Session:
             drawing = Drawing(piece, watch)
             self._drawings.append(drawing)
             try:
-                outcome: list[Saved] | ServerError | OSError = await drawing.draw(client)
-            except (ServerError, OSError) as error:
+                outcome: list[Saved] | ServerError | NotSaved = await drawing.draw(client)
+            except (ServerError, NotSaved) as error:
                 outcome = error
             self._drawings.remove(drawing)
             screen.end(task)
@@ -120,24 +120,29 @@ class _Session:
         self.drawn += 1
         self._saved = saved
         self._print_json(drawing, "completed", saved)
+        self._print_files(saved)
         if not self.as_json:
-            for each in saved:
-                self.console.print(f"{escape(str(each.path))}  seed {each.seed}", soft_wrap=True)
             for warning in drawing.warnings:
                 self._complain(drawing, warning)
 
-    def _note_failure(self, drawing: Drawing, error: ServerError | OSError) -> None:
+    def _print_files(self, saved: Sequence[Saved]) -> None:
+        if self.as_json:
+            return
+        for each in saved:
+            self.console.print(f"{escape(str(each.path))}  seed {each.seed}", soft_wrap=True)
+
+    def _note_failure(self, drawing: Drawing, error: ServerError | NotSaved) -> None:
         self.failed += 1
-        message = (
-            f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error)
-        )
-        self._print_json(drawing, "failed", [], message)
-        if isinstance(error, (DrawingFailed, Refused, OSError)):
-            self._complain(drawing, message)
+        saved = error.saved if isinstance(error, NotSaved) else []
+        self._print_json(drawing, "failed", saved, str(error))
+        self._print_files(saved)
+        if isinstance(error, (DrawingFailed, Refused, NotSaved)):
+            self._complain(drawing, str(error))
         elif self._stopped is None:
+            complain(str(error))
+        if not isinstance(error, (DrawingFailed, Refused)):
             # The next ones would fare alike, and those under way do.
             self._stopped = error
-            complain(message)
 
     def _complain(self, drawing: Drawing, message: str) -> None:
         label = f"{drawing.piece.label}: " if len(self.pieces) > 1 else ""

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from koala import __version__
 from koala.commands import keys
-from koala.console import fail, load_settings, out
+from koala.console import fail, load_settings, out, say
 
 app = typer.Typer(
     name="koala",
@@ -333,7 +333,7 @@ def measure(
         raise fail(str(error)) from None
     except OSError as error:
         raise fail(f"--output: {output}: {error.strerror}") from None
-    out.print(f"{output}: {curves.name}", markup=False, soft_wrap=True)
+    say(f"{output}: {curves.name}")
 
 
 @app.command()

@@ -5,17 +5,28 @@ from typing import Any
 import typer
 from pydantic import ValidationError
 from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
+from koala.printable import printable
 from koala.settings import Settings
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
 
-def complain(message: str) -> None:
+def plain(text: str) -> Text:
+    """Text that rich and the terminal show as it is, without taking anything in it for orders."""
+    return Text(printable(text))
+
+
+def say(text: str, console: Console = out) -> None:
+    """Print a line of text as it is."""
+    console.print(plain(text), soft_wrap=True)
+
+
+def complain(message: str, console: Console = err) -> None:
     """Say what is wrong in one line on stderr."""
-    err.print(f"[red]koala:[/red] {escape(message)}", soft_wrap=True)
+    console.print(Text.assemble(("koala:", "red"), " ", plain(message)), soft_wrap=True)
 
 
 def fail(message: str) -> typer.Exit:

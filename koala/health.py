@@ -5,6 +5,8 @@ from http.client import HTTPException
 from urllib.error import HTTPError
 from urllib.request import ProxyHandler, build_opener
 
+from koala.printable import printable
+
 _PATIENCE_SECONDS = 4.0
 
 
@@ -27,7 +29,7 @@ def main(arguments: list[str]) -> int:
         return 2
     reason = trouble(arguments[0])
     if reason is not None:
-        print(reason, file=sys.stderr)
+        print(printable(reason), file=sys.stderr)
         return 1
     return 0
 

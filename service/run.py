@@ -17,6 +17,7 @@ from opentelemetry.trace import TracerProvider
 from koala.descriptors import descriptor_limit, raise_descriptor_limit
 from koala.connections import no_embedded_server
 from koala.errors import ModelNotFound
+from koala.printable import printable
 from koala.settings import Settings
 from service import header_limit
 from service.app import create_app
@@ -114,7 +115,7 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 
 def _fail(message: str) -> int:
-    print(f"koala: {message}", file=sys.stderr)
+    print(f"koala: {printable(message)}", file=sys.stderr)
     return 1
 
 

@@ -18,6 +18,7 @@ from koala.catalogue import ModelCard, resolve
 from koala.connections import connect
 from koala.errors import ModelNotFound
 from koala.metered_store import MeteredStore
+from koala.printable import printable
 from koala.settings import Settings
 from koala.store import ImageStore
 from worker.admission import ServedModel
@@ -75,11 +76,11 @@ def run(settings: Settings, tracer_provider: TracerProvider | None = None) -> in
         worker.work()
         return 0 if worker.is_stopping else 1
     except (CannotStart, CannotLoad) as error:
-        print(f"koala: {error}", file=sys.stderr)
+        print(f"koala: {printable(str(error))}", file=sys.stderr)
         return 1
     except redis.RedisError as error:
         # The loop outlives outages, so this one came while the model was being loaded.
-        print(f"koala: Redis went away: {error}", file=sys.stderr)
+        print(f"koala: Redis went away: {printable(str(error))}", file=sys.stderr)
         return 1
 
 

@@ -18,6 +18,7 @@ from koala.apikeys import parse_keys
 from koala.catalogue import ModelCard, resolve
 from koala.checkpoint import pipeline_files
 from koala.connections import connect, connect_async
+from koala.console import plain
 from koala.embedded import EmbeddedServerError, binary, is_running
 from koala.errors import ModelNotFound
 from koala.keyfile import KeyFileError, read_keys
@@ -55,7 +56,10 @@ def run(settings: Settings, console: Console) -> bool:
     table.add_column(overflow="fold")
     for finding in findings:
         colour = _COLOURS[finding.verdict]
-        table.add_row(finding.subject, f"[{colour}]{finding.verdict}[/{colour}]", finding.text)
+        # Of what Redis, workers and settings say, nothing is markup.
+        table.add_row(
+            finding.subject, f"[{colour}]{finding.verdict}[/{colour}]", plain(finding.text)
+        )
     console.print(table)
     return all(finding.verdict is not Verdict.FAIL for finding in findings)
 

@@ -10,6 +10,7 @@ from rich.console import Console
 from koala import hub
 from koala.catalogue import HubSource, ModelCard, resolve
 from koala.checkpoint import CheckpointError, check_folder, pipeline_files, vae_files
+from koala.console import say
 from koala.errors import ModelNotFound
 
 
@@ -85,4 +86,4 @@ def _about(card: ModelCard) -> str:
 
 
 def _say(console: Console, text: str) -> None:
-    console.print(text, markup=False, soft_wrap=True)
+    say(text, console)

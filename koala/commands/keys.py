@@ -6,11 +6,10 @@ from typing import Annotated
 
 import typer
 from pydantic import ValidationError
-from rich.markup import escape
 from rich.table import Table
 
 from koala.apikeys import ApiKey, Scope, digest, new_secret
-from koala.console import err, fail, load_settings, out
+from koala.console import err, fail, load_settings, out, plain, say
 from koala.keyfile import KeyFileError, add_key, read_keys, remove_key
 from koala.spec import Priority
 
@@ -60,11 +59,8 @@ def add(
     except KeyFileError as error:
         raise fail(f"{error}.") from None
     # Alone on stdout, for scripts.
-    out.print(secret, markup=False, soft_wrap=True)
-    err.print(
-        f"The key {name!r} is in {escape(str(path))}. Nobody can show its secret again: keep it.",
-        soft_wrap=True,
-    )
+    say(secret)
+    say(f"The key {name!r} is in {path}. Nobody can show its secret again: keep it.", err)
 
 
 @app.command("list")
@@ -76,10 +72,10 @@ def show(file: File = None) -> None:
     try:
         for key in read_keys(_path(file)):
             table.add_row(
-                key.name,
+                plain(key.name),
                 ", ".join(key.scopes),
                 key.priority,
-                key.rate_limit or "-",
+                plain(key.rate_limit or "-"),
                 "-" if key.max_queued is None else str(key.max_queued),
                 "-" if key.created_at is None else f"{key.created_at:%Y-%m-%d}",
             )
@@ -96,7 +92,7 @@ def remove(name: Name, file: File = None) -> None:
         remove_key(path, name)
     except KeyFileError as error:
         raise fail(f"{error}.") from None
-    out.print(f"The key {name!r} is no longer in {path}.", markup=False, soft_wrap=True)
+    say(f"The key {name!r} is no longer in {path}.")
 
 
 def _path(file: Path | None) -> Path:

@@ -13,14 +13,16 @@ from typing import Final
 import httpx
 import redis
 from pydantic import SecretStr
-from rich.console import Console
+from rich.markup import escape
 
 from koala import embedded, logs
 from koala.catalogue import resolve
 from koala.connections import connect
+from koala.console import complain, err, say
 from koala.descriptors import raise_descriptor_limit
 from koala.errors import ModelNotFound
 from koala.keyfile import KeyFileError, read_keys
+from koala.printable import printable
 from koala.settings import Settings
 from koala.supervisor import Part, PartFailed, Supervisor
 
@@ -37,7 +39,6 @@ def run(settings: Settings) -> int:
     logs.configure(settings)
     # The parts inherit it.
     raise_descriptor_limit()
-    console = Console(stderr=True, highlight=False)
     supervisor = Supervisor(settings.drain_seconds)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: supervisor.request_stop())
@@ -47,15 +48,14 @@ def run(settings: Settings) -> int:
         server = _embedded_server(settings)
         settings = settings.model_copy(update={"port": _free_port(settings)})
         if _start(supervisor, settings, server):
-            console.print(f"koala: loading {settings.model} ...", markup=False)
+            say(f"koala: loading {settings.model} ...", err)
             if supervisor.wait_for(lambda: _is_ready(settings)):
-                console.print(_welcome(settings), soft_wrap=True)
+                err.print(_welcome(settings), soft_wrap=True)
         supervisor.run()
-        console.print("koala: stopping")
+        err.print("koala: stopping")
         return 0
     except (PartFailed, _CannotStart, embedded.EmbeddedServerError, ModelNotFound) as error:
-        console.print("[red]koala:[/red] ", end="")
-        console.print(str(error), markup=False, soft_wrap=True)
+        complain(str(error))
         return 1
     finally:
         supervisor.stop()
@@ -205,8 +205,9 @@ def _welcome(settings: Settings) -> str:
     prompt = "a koala on a blue background" if card.id == "koala-demo" else "a koala in a tree"
     key = " -H 'Authorization: Bearer YOUR_KEY'" if settings.login_required else ""
     key_again = f"{key} " if settings.private_images else ""
+    name = escape(printable(card.id))
     return (
-        f"\n[bold green]koala is ready[/bold green] with {card.id} at [bold]{base}[/bold]  "
+        f"\n[bold green]koala is ready[/bold green] with {name} at [bold]{base}[/bold]  "
         "(Ctrl-C stops it)\n\n"
         f"  curl -s {base}/v1/images/generations -H 'Content-Type: application/json'{key} \\\n"
         f'    -d \'{{"prompt": "{prompt}"}}\' | grep -o \'http[^"]*png\' | '

@@ -140,6 +140,16 @@ def test_doctor_reports_the_running_service(stack: Stack) -> None:
     assert f"something listens on 127.0.0.1:{stack.settings.port}" in done.stdout
 
 
+def test_doctor_shows_settings_as_they_are(tmp_path: Path) -> None:
+    store = tmp_path / "[red]a[link=evil.example]b :smile: \x1b[31m\u202e"
+    done = koala("doctor", KOALA_IMAGE_STORE=str(store), KOALA_DATA_DIR=str(tmp_path))
+    shown = "".join(line[21:].rstrip() for line in done.stdout.splitlines())
+    assert "[red]a[link=evil.example]b" in shown
+    assert ":smile:" in shown
+    assert "\\x1b[31m\\u202e" in shown
+    assert "\x1b" not in done.stdout
+
+
 def test_doctor_fails_where_redis_is_out_of_reach(tmp_path: Path) -> None:
     url = f"redis://:secret@127.0.0.1:{free_port()}/0"
     done = koala("doctor", KOALA_REDIS_URL=url, KOALA_DATA_DIR=str(tmp_path))

@@ -2,6 +2,7 @@
 
 import asyncio
 import http.server
+import json
 import os
 import re
 import subprocess
@@ -186,6 +187,74 @@ def test_a_server_that_does_not_come_back_is_given_up(
     [job_id] = worker.waiting()
     assert str(lost.value).startswith(f"{proxy.base_url} was lost and does not come back: ")
     assert str(lost.value).endswith(f"The job {job_id} goes on.")
+
+
+HOSTILE = "\x1b[31m\x9b\u202e[bold]x[/bold] [link=http://evil.example]y[/link] :smile:\nkoala: z"
+
+
+@pytest.fixture
+def hostile() -> Iterator[str]:
+    """Address of a gateway that wants the terminal: it refuses `a banana` and draws the rest."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            if b"banana" in self.rfile.read(int(self.headers["Content-Length"])):
+                self.answer(400, {"error": {"message": HOSTILE}})
+            else:
+                self.answer(202, {"id": "job_1"})
+
+        def do_GET(self) -> None:
+            if not self.path.endswith("/events"):
+                self.answer(200, {})
+                return
+            data = [{"url": "/v1/image", "seed": HOSTILE}]
+            result = {"warnings": [HOSTILE], "data": data}
+            job = {"status": "completed", "error": None, "result": result}
+            event = {"type": "completed", "job": job}
+            body = f"event: completed\ndata: {json.dumps(event)}\n\n".encode()
+            self.answer(200, body, "text/event-stream")
+
+        def log_message(self, *_: object) -> None:
+            """Keep quiet."""
+
+        def answer(self, status: int, body: object, kind: str = "application/json") -> None:
+            data = body if isinstance(body, bytes) else json.dumps(body).encode()
+            self.send_response(status)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join(10)
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_what_a_server_says_gives_the_terminal_no_orders(
+    hostile: str, tmp_path: Path, options: list[str]
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "koala", "generate", "--batch", "-", "--url", hostile, *options],
+        cwd=tmp_path,
+        input="a \x1b[31m koala\na \x1b[31m banana\n",
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    written = done.stdout + done.stderr
+    assert written.isascii()
+    assert written.replace("\n", "").isprintable()
+    shown = r"\x1b[31m\x9b\u202e[bold]x[/bold] [link=http://evil.example]y[/link] :smile:\nkoala: z"
+    if not options:
+        assert set(done.stderr.splitlines()) == {
+            rf"koala: 01 a \x1b[31m koala: {shown}",
+            rf"koala: 02 a \x1b[31m banana: {shown}",
+        }
+        assert done.stdout.splitlines()[0] == f"01-a-31m-koala.png  seed {shown}"
 
 
 def finished(process: subprocess.Popen[str]) -> tuple[int, list[str], list[str]]:

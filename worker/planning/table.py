@@ -4,8 +4,10 @@ from collections.abc import Iterator
 from typing import Final
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
+from koala.printable import printable
 from worker.engine.residency import Residency
 from worker.planning.attention import Attention
 from worker.planning.forecast import Need
@@ -26,8 +28,9 @@ def show(question: Question, console: Console) -> None:
     """Print weights, phases, residencies, and what it rests on."""
     plan, forecast = question.plan, question.plan.forecast
     width, height = plan.size
+    name = escape(printable(question.model.id))
     console.print(
-        f"[bold]{question.model.id}[/bold], {width}x{height} px, {question.dtype}, "
+        f"[bold]{name}[/bold], {width}x{height} px, {question.dtype}, "
         f"on {question.card} of {_gib(question.vram)} GiB",
         soft_wrap=True,
     )

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from koala.console import say
 from worker.simulation import plot, table
 from worker.simulation.options import OptionError, Options
 from worker.simulation.plan import as_json
@@ -30,4 +31,4 @@ def run(options: Options, output: Path | None, wants_json: bool, console: Consol
         return
     table.show(plan, points, console)
     if output is not None:
-        console.print(f"{output} written", markup=False, soft_wrap=True)
+        say(f"{output} written", console)

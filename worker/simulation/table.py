@@ -1,8 +1,10 @@
 """The figures of a plan for people."""
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
+from koala.printable import printable
 from worker.batching import Size
 from worker.simulation.plan import Plan, Point
 
@@ -22,7 +24,10 @@ _COLUMNS = (
 def show(plan: Plan, points: list[Point], console: Console) -> None:
     """Print what was simulated, the table, and what it rests on."""
     gpus = "" if plan.gpus == 1 else f"{plan.gpus} times "
-    console.print(f"[bold]{gpus}{plan.device.name}[/bold]: {_workload(plan)}", soft_wrap=True)
+    console.print(
+        f"[bold]{gpus}{escape(printable(plan.device.name))}[/bold]: {_workload(plan)}",
+        soft_wrap=True,
+    )
     table = Table(box=None, header_style="bold", pad_edge=False)
     for column in _COLUMNS:
         is_text = column in ("load", "strategy")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from koala import output_file
+from koala.printable import printable
 
 _FORMATS: Final = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
 
@@ -159,5 +160,5 @@ def _prompts(lines: Iterable[str]) -> Iterator[str]:
 
 
 def _shortened(prompt: str) -> str:
-    words = " ".join(prompt.split())
+    words = printable(" ".join(prompt.split()))
     return words if len(words) <= 32 else f"{words[:31].rstrip()}…"

@@ -1,22 +1,21 @@
 """Draws all pieces, several at once, and says what came of them."""
 
 import asyncio
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
 from PIL import Image
 from rich.console import Console
-from rich.markup import escape
 
 from koala.client import Client, Refused
 from koala.commands.generate.drawing import Drawing, DrawingFailed, NotSaved, Saved
 from koala.commands.generate.pictures import Easel, why_not
 from koala.commands.generate.pieces import Piece, UsageError
 from koala.commands.generate.screen import Screen
-from koala.console import complain
+from koala.console import complain, say
 from koala.patience import ServerError
+from koala.printable import json_line
 
 # So many the server can batch; more would only push others back.
 _MOST_IN_FLIGHT: Final = 8
@@ -129,7 +128,7 @@ class _Session:
         if self.as_json:
             return
         for each in saved:
-            self.console.print(f"{escape(str(each.path))}  seed {each.seed}", soft_wrap=True)
+            say(f"{each.path}  seed {each.seed}", self.console)
 
     def _note_failure(self, drawing: Drawing, error: ServerError | NotSaved) -> None:
         self.failed += 1
@@ -161,7 +160,7 @@ class _Session:
             "error": error,
         }
         # Not through rich, which would wrap it.
-        print(json.dumps(line), file=self.console.file, flush=True)
+        print(json_line(line), file=self.console.file, flush=True)
 
     def _summary(self) -> str:
         total = len(self.pieces)

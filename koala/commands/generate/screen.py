@@ -13,6 +13,7 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from koala.commands.generate.pictures import Easel, Picture
+from koala.printable import printable
 
 Watch = Callable[[dict[str, Any]], None]
 
@@ -37,8 +38,8 @@ class Screen:
         self._bars = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(),
-            TextColumn("{task.fields[unit]} {task.completed:g}/{task.fields[of]}"),
-            TextColumn("{task.fields[eta]}"),
+            TextColumn("{task.fields[unit]} {task.completed:g}/{task.fields[of]}", markup=False),
+            TextColumn("{task.fields[eta]}", markup=False),
             TimeElapsedColumn(),
             console=console,
         )
@@ -114,10 +115,10 @@ class Screen:
                 return
             case _:
                 return
-        self._bars.update(task, description=prefix + said, eta=_eta(event))
+        self._bars.update(task, description=printable(prefix + said), eta=_eta(event))
         if "steps" in event:
-            steps = event["steps"]
-            self._bars.update(task, completed=event["step"], total=steps, of=steps)
+            steps = float(event["steps"])
+            self._bars.update(task, completed=event["step"], total=steps, of=f"{steps:g}")
 
     def _preview(self, task: TaskID, event: dict[str, Any]) -> None:
         if self._easel is None:

@@ -1,6 +1,6 @@
 """Where a webhook may go, as far as that shows before anything is sent."""
 
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 
 import pytest
 
@@ -20,9 +20,12 @@ from tests.service.webhook_rig import SECRET
         "100.63.255.255",
         "100.128.0.1",
         "2606:4700::1111",
-        "::ffff:8.8.8.8",
         "64:ff9b::808:808",
-        "2002:808:808::1",
+        "192.31.196.1",
+        "192.52.193.1",
+        "192.175.48.1",
+        "2620:4f:8000::1",
+        "2001:200::1",
     ],
 )
 def test_addresses_of_the_internet_are_public(address: str) -> None:
@@ -43,7 +46,11 @@ def test_addresses_of_the_internet_are_public(address: str) -> None:
         "172.16.0.1",
         "172.31.255.255",
         "192.0.0.1",
+        "192.0.0.9",
+        "192.0.0.10",
+        "192.0.0.170",
         "192.0.2.1",
+        "192.88.99.1",
         "192.168.0.1",
         "198.18.0.1",
         "198.51.100.1",
@@ -56,15 +63,22 @@ def test_addresses_of_the_internet_are_public(address: str) -> None:
         "::1",
         "::127.0.0.1",
         "::ffff:0:127.0.0.1",
+        "::ffff:8.8.8.8",
         "::ffff:10.0.0.1",
         "::ffff:127.0.0.1",
         "::ffff:169.254.169.254",
         "64:ff9b::10.0.0.1",
         "64:ff9b::127.0.0.1",
+        "64:ff9b::a83f:8110",
         "64:ff9b:1::1",
+        "64:ff9b:1::808:808",
         "100::1",
+        "100:0:0:1::1",
         "2001::1",
+        "2001:1::1",
+        "2001:20::1",
         "2001:db8::1",
+        "2002:808:808::1",
         "2002:7f00:1::1",
         "2002:a9fe:a9fe::1",
         "3fff::1",
@@ -80,6 +94,61 @@ def test_addresses_of_the_internet_are_public(address: str) -> None:
 )
 def test_all_other_addresses_are_not(address: str) -> None:
     assert not is_public(ip_address(address))
+
+
+# IANA's registries as they are printed: what is not globally reachable, and what lies beside it.
+SPECIAL = """
+0.0.0.0/8 10.0.0.0/8 100.64.0.0/10 127.0.0.0/8 169.254.0.0/16 172.16.0.0/12 192.0.0.0/24
+192.0.0.0/29 192.0.0.8/32 192.0.0.170/31 192.0.2.0/24 192.88.99.0/24 192.88.99.2/32 192.168.0.0/16
+198.18.0.0/15 198.51.100.0/24 203.0.113.0/24 224.0.0.0/4 240.0.0.0/4 255.255.255.255/32
+::/128 ::1/128 ::/96 ::ffff:0:0/96 ::ffff:0:0:0/96 64:ff9b:1::/48 100::/64 100:0:0:1::/64 2001::/23
+2001::/32 2001:2::/48 2001:10::/28 2001:db8::/32 2002::/16 3fff::/20 5f00::/16 fc00::/7 fe80::/10
+fec0::/10 ff00::/8
+"""
+# Blocks that are special without a line in the registry: what is not assigned to unicast.
+UNASSIGNED = [ip_network(block) for block in ("::/3", "4000::/2", "8000::/1")]
+
+
+@pytest.mark.parametrize("block", SPECIAL.split())
+def test_a_special_block_is_refused_from_its_first_to_its_last_address(block: str) -> None:
+    network = ip_network(block)
+    assert not is_public(network[0])
+    assert not is_public(network[-1])
+    assert not is_public(network[network.num_addresses // 2])
+
+
+@pytest.mark.parametrize("block", SPECIAL.split())
+def test_an_address_beside_a_special_block_is_public_unless_it_is_in_another(block: str) -> None:
+    network = ip_network(block)
+    taken = [*map(ip_network, SPECIAL.split()), *UNASSIGNED]
+    for number in (int(network[0]) - 1, int(network[-1]) + 1):
+        if 0 <= number < 1 << network.max_prefixlen:
+            beside = type(network[0])(number)
+            assert is_public(beside) == (not any(beside in other for other in taken)), beside
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "169.254.169.254",
+        "169.254.170.2",
+        "169.254.170.23",
+        "100.100.100.200",
+        "168.63.129.16",
+        "192.0.0.192",
+        "fd00:ec2::254",
+        "fd00:ec2::23",
+        "fd20:ce::254",
+        "fe80::a9fe:a9fe",
+    ],
+)
+def test_where_clouds_tell_credentials_is_refused(address: str) -> None:
+    assert not is_public(ip_address(address))
+
+
+@pytest.mark.parametrize("address", ["168.63.129.15", "168.63.129.17"])
+def test_what_lies_beside_a_clouds_address_is_public(address: str) -> None:
+    assert is_public(ip_address(address))
 
 
 @pytest.mark.parametrize(
@@ -156,7 +225,10 @@ PRIVATE = [
     "http://[::1]/",
     "http://[::ffff:127.0.0.1]/",
     "http://[::ffff:7f00:1]/",
+    "http://168.63.129.16/machine/?comp=goalstate",
+    "http://192.88.99.1/",
     "http://[fd00:ec2::254]/",
+    "http://[::ffff:808:808]/",
     "http://localhost/",
     "http://LOCALHOST./",
     "http://api.localhost:8000/",

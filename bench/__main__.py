@@ -90,20 +90,22 @@ def report(
         Path, typer.Option(help="Markdown file to write the results into.", exists=True)
     ] = Path("docs/performance.md"),
 ) -> None:
-    """Write plots beside the results, and the results into the document."""
+    """Write the results into the document, and plots into a folder of its name beside it."""
     try:
         from bench import plots
     except ModuleNotFoundError as error:
         raise _fail(f"plots need {error.name}: pip install 'koala-serve[bench]'") from None
-    from bench.report import NoMarks, write
+    from bench.report import NoMarks, plots_folder, write
 
     measured = Results.model_validate_json(results.read_text())
-    plots.throughput(measured, results.parent / "throughput.png")
-    plots.latency(measured, results.parent / "latency.png")
     try:
-        write(measured, document, results.parent)
+        write(measured, document)
     except NoMarks as error:
         raise _fail(str(error)) from None
+    folder = plots_folder(document)
+    folder.mkdir(exist_ok=True)
+    plots.throughput(measured, folder / "throughput.png")
+    plots.latency(measured, folder / "latency.png")
 
 
 @app.command()

@@ -1,8 +1,8 @@
 """Writes the results into the document, between two marks."""
 
-import os
 from pathlib import Path
 from typing import Final
+from urllib.parse import quote
 
 from bench.contenders import Contender
 from bench.results import CurvePoint, Results
@@ -16,13 +16,21 @@ class NoMarks(Exception):
     """The document has no place for results; the message says which marks it needs."""
 
 
-def write(results: Results, document: Path, plots: Path) -> None:
+def plots_folder(document: Path) -> Path:
+    """Where the plots of a document lie: in a folder of its name beside it.
+
+    Wherever the results are: a link out of the document's own tree would lead nowhere on any other
+    machine.
+    """
+    return document.with_suffix("")
+
+
+def write(results: Results, document: Path) -> None:
     """Replace what stands between the marks of ``document``.
 
     Args:
         results: A run.
         document: A Markdown file that holds both marks.
-        plots: The folder with the plots.
 
     Raises:
         NoMarks: The document lacks a mark.
@@ -32,7 +40,8 @@ def write(results: Results, document: Path, plots: Path) -> None:
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise NoMarks(f"{document} needs the marks {BEGIN} and {END}")
-    folder = Path(os.path.relpath(plots, document.parent)).as_posix()
+    # In Markdown a space would end the link.
+    folder = quote(plots_folder(document).name)
     document.write_text(f"{before}{BEGIN}\n\n{section(results, folder)}\n{END}{after}")
 
 

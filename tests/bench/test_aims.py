@@ -1,10 +1,15 @@
 """Whether the aims are met, from a run's figures."""
 
+import re
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
+from PIL import Image
+from typer.testing import CliRunner
 
+from bench.__main__ import app
 from bench.aims import judge
 from bench.contenders import Contender
 from bench.report import BEGIN, END, NoMarks, write
@@ -124,9 +129,9 @@ def test_the_report_replaces_what_stands_between_its_marks(tmp_path: Path) -> No
     document = tmp_path / "performance.md"
     document.write_text(f"before\n{BEGIN}\nold figures\n{END}\nafter\n")
 
-    write(measured(), document, tmp_path / "performance")
+    write(measured(), document)
     once = document.read_text()
-    write(measured(), document, tmp_path / "performance")
+    write(measured(), document)
 
     assert document.read_text() == once
     assert once.startswith(f"before\n{BEGIN}\n") and once.endswith(f"{END}\nafter\n")
@@ -139,10 +144,28 @@ def test_the_report_replaces_what_stands_between_its_marks(tmp_path: Path) -> No
     assert "takes 4.0 times less than alone" in once
 
 
+def test_the_links_of_a_report_lead_to_its_plots_wherever_the_results_lie(tmp_path: Path) -> None:
+    document = tmp_path / "docs" / "my (best) figures.md"
+    document.parent.mkdir()
+    document.write_text(f"{BEGIN}\n{END}\n")
+    (tmp_path / "else where").mkdir()
+    elsewhere = tmp_path / "else where" / "results.json"
+    elsewhere.write_text(measured().model_dump_json())
+
+    done = CliRunner().invoke(app, ["report", str(elsewhere), "--document", str(document)])
+
+    assert done.exit_code == 0, done.output
+    links = re.findall(r"!\[[\w ]+\]\((\S+)\)", document.read_text())
+    assert len(links) == 2
+    for link in links:
+        with Image.open(document.parent / unquote(link)) as plot:
+            assert plot.format == "PNG"
+
+
 def test_a_document_without_marks_is_left_alone(tmp_path: Path) -> None:
     document = tmp_path / "performance.md"
     document.write_text("nothing here")
 
     with pytest.raises(NoMarks, match="results"):
-        write(measured(), document, tmp_path)
+        write(measured(), document)
     assert document.read_text() == "nothing here"

@@ -52,13 +52,14 @@ def run(settings: Settings, tracer_provider: TracerProvider | None = None) -> in
     try:
         card = _find(settings)
         metrics = WorkerMetrics()
+        # Before the model is loaded and measured: a port that is taken needs no model to be told.
+        endpoint = Endpoint(metrics.registry)
+        metrics_url = _serve(endpoint, settings)
         store = _open_store(settings, metrics)
         safety = _safety(settings)
         connection = _reach_redis(settings)
         pipeline = load(settings, card)
         engine = Engine(pipeline, capacity=_measure(settings, card, pipeline))
-        endpoint = Endpoint(metrics.registry)
-        metrics_url = _serve(endpoint, settings)
         worker = _build(
             settings,
             card,

@@ -28,6 +28,7 @@ from koala.supervisor import Part, PartFailed, Supervisor
 
 # For the embedded server to listen; reading its data may take longer, which it says.
 _LISTEN_SECONDS: Final = 30.0
+_LAST_PORT: Final = 65_535
 
 
 def run(settings: Settings) -> int:
@@ -47,6 +48,7 @@ def run(settings: Settings) -> int:
         # Before the port is looked at: that is taken too where the same koala runs already.
         server = _embedded_server(settings)
         settings = settings.model_copy(update={"port": _free_port(settings)})
+        _check_metrics_ports(settings)
         if _start(supervisor, settings, server):
             say(f"koala: loading {settings.model} ...", err)
             if supervisor.wait_for(lambda: _is_ready(settings)):
@@ -84,20 +86,46 @@ def _check_keys(path: Path) -> None:
 
 def _free_port(settings: Settings) -> int:
     try:
-        [(family, _, _, _, address), *_] = socket.getaddrinfo(
-            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )
-        with socket.socket(family, socket.SOCK_STREAM) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
-            probe.listen()
-            port: int = probe.getsockname()[1]
+        return _try_port(settings.host, settings.port)
     except OSError as error:
         raise _CannotStart(
             f"Cannot listen on {settings.host}:{settings.port}: {error.strerror}. Set KOALA_HOST "
             "or KOALA_PORT to something else."
         ) from None
-    return port
+
+
+def _check_metrics_ports(settings: Settings) -> None:
+    host, first = settings.metrics_host, settings.metrics_port
+    if first + settings.workers - 1 > _LAST_PORT:
+        raise _CannotStart(
+            f"KOALA_METRICS_PORT {first} leaves no ports for the metrics of {settings.workers} "
+            "workers: set a lower one."
+        )
+    for port in range(first, first + settings.workers) if first else [0]:
+        try:
+            _try_port(host, port)
+        except OSError as error:
+            raise _CannotStart(
+                f"Cannot serve a worker's metrics on {host}:{port}: {error.strerror}. Set "
+                "KOALA_METRICS_HOST or KOALA_METRICS_PORT to something else."
+            ) from None
+
+
+def _try_port(host: str, port: int) -> int:
+    """Listen for a moment; the port, which is a free one where 0 was asked for.
+
+    Raises:
+        OSError: The port is taken, or there is no such address.
+    """
+    [(family, _, _, _, address), *_] = socket.getaddrinfo(
+        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind(address)
+        probe.listen()
+        found: int = probe.getsockname()[1]
+    return found
 
 
 def _check_redis(settings: Settings) -> None:

@@ -40,6 +40,29 @@ def test_a_taken_port_is_one_clear_line(tmp_path: Path) -> None:
     assert "in use" in line
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_taken_metrics_port_is_one_clear_line_before_anything_starts(
+    tmp_path: Path, workers: int
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        env = {"KOALA_METRICS_PORT": str(port + 1 - workers), "KOALA_WORKERS": str(workers)}
+        done = koala("up", KOALA_DATA_DIR=str(tmp_path), KOALA_PORT="0", **env)
+    assert done.returncode == 1
+    line = only_line(done.stderr)
+    assert f"metrics on 127.0.0.1:{port}: Address already in use" in line
+    assert "KOALA_METRICS_PORT" in line
+
+
+def test_metrics_ports_beyond_the_last_are_one_clear_line(tmp_path: Path) -> None:
+    env = {"KOALA_METRICS_PORT": "65535", "KOALA_WORKERS": "2"}
+    done = koala("up", KOALA_DATA_DIR=str(tmp_path), KOALA_PORT="0", **env)
+    assert done.returncode == 1
+    assert "KOALA_METRICS_PORT 65535 leaves no ports for the metrics of 2 workers" in only_line(
+        done.stderr
+    )
+
+
 @pytest.mark.parametrize("command", ["up", "work"])
 def test_an_unreachable_redis_is_one_clear_line(tmp_path: Path, command: str) -> None:
     url = f"redis://127.0.0.1:{free_port()}/0"

@@ -65,6 +65,19 @@ def has_stepped(rig: Rig, job_id: str) -> bool:
     return any(event.type == "step" for event in rig.events(job_id))
 
 
+def test_a_taken_metrics_port_is_told_before_the_model_is_loaded(
+    start: Start, tmp_path: Path
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        process = start(metrics_port=port)
+        assert process.wait(120) == 1
+    # Alone: whoever loads the model measures it, and logs that.
+    [line] = (tmp_path / "log.txt").read_text().splitlines()
+    assert f"Cannot serve metrics on 127.0.0.1:{port}: Address already in use" in line
+    assert "KOALA_METRICS_PORT" in line
+
+
 def test_the_demo_model_draws_then_drains_at_a_signal(
     rig: Rig, start: Start, tmp_path: Path
 ) -> None:

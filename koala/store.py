@@ -4,12 +4,14 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Final
 from uuid import uuid4
 
 import fsspec
 
 from koala.errors import ImageNotFound
+from koala.private_folder import make_private
 
 IMAGE_NAME: Final = re.compile(r"[0-9a-f]{32}-\d{1,2}\.(png|jpeg|webp)")
 _HALF: Final = re.compile(rf"\.{IMAGE_NAME.pattern}\.[0-9a-f]{{8}}")
@@ -30,6 +32,7 @@ class ImageStore:
         self._fs, self._root = fsspec.core.url_to_fs(url, use_listings_cache=False)
         protocols = self._fs.protocol
         protocols = {protocols} if isinstance(protocols, str) else set(protocols)
+        self._is_local = "file" in protocols
         self._is_object_store = not protocols.isdisjoint(_OBJECT_STORES)
 
     def put(self, name: str, data: bytes) -> None:
@@ -52,7 +55,11 @@ class ImageStore:
         # A reader must never see half a file, so the bytes arrive under a name nobody asks for.
         folder, name = path.rsplit("/", 1)
         temporary = f"{folder}/.{name}.{uuid4().hex[:8]}"
-        self._fs.makedirs(folder, exist_ok=True)
+        if self._is_local:
+            # Images are their owners': on a machine with other users, none of theirs.
+            make_private(Path(folder))
+        else:
+            self._fs.makedirs(folder, exist_ok=True)
         try:
             self._fs.pipe_file(temporary, data)
             self._fs.mv(temporary, path)

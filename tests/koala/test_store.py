@@ -66,3 +66,15 @@ def test_a_store_that_cannot_be_written_says_so(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(OSError, match="file"):
         ImageStore(str(tmp_path / "file" / "images")).put(NAME, b"data")
+
+
+def test_folders_made_for_images_are_private_and_others_stay_as_they_are(tmp_path: Path) -> None:
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(0o755)
+    name = f"{'a' * 32}-0.png"
+    for folder in (tmp_path / "data" / "images", shared):
+        ImageStore(str(folder)).put(name, b"x")
+    made = (tmp_path / "data", tmp_path / "data" / "images")
+    assert [folder.stat().st_mode & 0o777 for folder in made] == [0o700, 0o700]
+    assert shared.stat().st_mode & 0o777 == 0o755

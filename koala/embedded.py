@@ -271,8 +271,10 @@ def _open_or_create(path: str, flags: int) -> int:
 
 
 def _sign(lock: BinaryIO, address: str) -> None:
-    os.ftruncate(lock.fileno(), 0)
-    os.pwrite(lock.fileno(), f"{os.getpid()}\n{socket.gethostname()}\n{address}".encode(), 0)
+    # It helps those who find the file locked; a full disk is no reason not to start.
+    with suppress(OSError):
+        os.ftruncate(lock.fileno(), 0)
+        os.pwrite(lock.fileno(), f"{os.getpid()}\n{socket.gethostname()}\n{address}".encode(), 0)
 
 
 def _is_locked_by(settings: Settings, lock: BinaryIO) -> bool:

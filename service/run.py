@@ -15,7 +15,6 @@ from fastapi import FastAPI
 from opentelemetry.trace import TracerProvider
 
 from koala.descriptors import descriptor_limit, raise_descriptor_limit
-from koala.connections import no_embedded_server
 from koala.errors import ModelNotFound
 from koala.printable import printable
 from koala.settings import Settings
@@ -58,10 +57,6 @@ def run(settings: Settings, tracer_provider: TracerProvider | None = None) -> in
     if settings.exposure is not None:
         return _fail(settings.exposure)
     raise_descriptor_limit()
-    # A Redis elsewhere may come later; an embedded server is there before its gateway.
-    problem = no_embedded_server(settings) if settings.redis_url is None else None
-    if problem is not None:
-        return _fail(problem)
     try:
         app = create_app(settings, tracer_provider=tracer_provider)
     except (ModelNotFound, BadSetting) as error:

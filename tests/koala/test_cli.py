@@ -74,9 +74,8 @@ def test_an_unreachable_redis_is_one_clear_line(tmp_path: Path, command: str) ->
     assert "refused" in line
 
 
-@pytest.mark.parametrize("command", ["serve", "work"])
-def test_a_part_without_its_embedded_server_is_one_clear_line(tmp_path: Path, command: str) -> None:
-    done = koala(command, KOALA_DATA_DIR=str(tmp_path), KOALA_PORT=str(free_port()))
+def test_a_worker_without_an_embedded_server_is_one_clear_line(tmp_path: Path) -> None:
+    done = koala("work", KOALA_DATA_DIR=str(tmp_path))
     assert done.returncode == 1
     line = only_line(done.stderr)
     assert f"No embedded server runs on {tmp_path}: `koala up` starts one" in line

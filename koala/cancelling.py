@@ -5,13 +5,14 @@ from typing import Final
 
 import redis.asyncio
 from rq.command import PUBSUB_CHANNEL_TEMPLATE
-from rq.utils import now, utcformat
+from rq.utils import utcformat
 
+from koala.clock import AsyncRedisClock
 from koala.keys import Keys
 from koala.scripts import CANCEL, KEPT, ending, prelude
 from koala.settings import Settings
 
-# ARGV: job id, time in RQ's form, '1' to spare jobs that somebody else knows
+# ARGV: job id, Redis' time in RQ's form, '1' to spare jobs that somebody else knows
 _CANCEL: Final = """
 local id = ARGV[1]
 local held = redis.call('HMGET', job_key(id), 'status', 'worker_name', %(kept)s)
@@ -55,9 +56,17 @@ class Cancelling:
         connection: An asyncio client that returns bytes.
         settings: Lifetimes.
         keys: Keys of the queue.
+        clock: Says when jobs ended.
     """
 
-    def __init__(self, connection: redis.asyncio.Redis, settings: Settings, keys: Keys) -> None:
+    def __init__(
+        self,
+        connection: redis.asyncio.Redis,
+        settings: Settings,
+        keys: Keys,
+        clock: AsyncRedisClock,
+    ) -> None:
+        self._clock = clock
         names = {
             "kept": f"'{KEPT}'",
             "cancel": f"'{CANCEL}'",
@@ -74,7 +83,9 @@ class Cancelling:
             job_id: The job.
             if_abandoned: Spare it if anybody beside its first client knows it.
         """
-        reply = await self._cancel(args=[job_id, utcformat(now()), int(if_abandoned)])
+        await self._clock.refresh()
+        moment = utcformat(self._clock.now())
+        reply = await self._cancel(args=[job_id, moment, int(if_abandoned)])
         return Cancelled(reply.decode())
 
     async def keep(self, job_id: str) -> None:

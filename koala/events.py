@@ -43,6 +43,11 @@ class JobEvent:
     data: dict[str, Any]
     id: str = ""
 
+    @property
+    def milliseconds(self) -> int:
+        """When it was stored, in Redis' time: an ``id`` begins with that."""
+        return int(self.id.partition("-")[0])
+
 
 class _Commands(Protocol):
     """The part of a Redis client or pipeline, blocking or not, that publishing needs."""

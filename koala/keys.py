@@ -74,6 +74,11 @@ class Keys:
         return f"rq:finished:{self.queue}"
 
     @property
+    def failed(self) -> str:
+        """RQ's registry of failed jobs by the time they expire (s)."""
+        return f"rq:failed:{self.queue}"
+
+    @property
     def cancelled(self) -> str:
         """RQ's registry of cancelled jobs by the time they expire (s)."""
         return f"rq:canceled:{self.queue}"
@@ -82,6 +87,11 @@ class Keys:
     def images(self) -> str:
         """Sorted set of ``<images id> <n> <format>`` of completed jobs by their expiry (s)."""
         return f"koala:{self.queue}:images"
+
+    @property
+    def orphans(self) -> str:
+        """Sorted set of names in the image store that no job tells of, by when first seen (s)."""
+        return f"koala:{self.queue}:orphans"
 
     @property
     def workers(self) -> str:

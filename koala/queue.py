@@ -13,9 +13,10 @@ from uuid import uuid4
 import redis.asyncio
 from rq.job import Job, JobStatus
 from rq.serializers import JSONSerializer
-from rq.utils import as_text, now, utcparse
+from rq.utils import as_text, utcparse
 
 from koala.cancelling import Cancelled, Cancelling
+from koala.clock import AsyncRedisClock, in_seconds
 from koala.errors import IdempotencyConflict, JobNotFound, QueueFull
 from koala.keys import GENERATE, Keys
 from koala.records import Records
@@ -46,11 +47,11 @@ class Submitted:
 
 @dataclass(frozen=True, slots=True)
 class Backlog:
-    """Jobs in the queue, jobs that workers hold, and when the oldest in the queue came (Unix)."""
+    """Jobs in the queue, jobs that workers hold, and how long ago the oldest in the queue came."""
 
     queued: int
     held: int
-    oldest_created_at: float | None
+    oldest_seconds: float | None
 
 
 class JobQueue:
@@ -65,8 +66,9 @@ class JobQueue:
         self._redis = connection
         self._settings = settings
         self.keys = Keys(settings.queue)
+        self.clock = AsyncRedisClock(connection)
         self._submission = Submission(connection, settings, self.keys)
-        self._cancelling = Cancelling(connection, settings, self.keys)
+        self._cancelling = Cancelling(connection, settings, self.keys, self.clock)
         self._records = Records(connection, self.keys)
 
     async def submit(
@@ -94,6 +96,7 @@ class JobQueue:
             QueueFull: As many jobs are waiting as may, in all or of this owner.
             IdempotencyConflict: The key stands for another body.
         """
+        await self.clock.refresh()
         job = self._build(spec, job_id or new_job_id(), trail)
         answer = await self._submission.admit(
             job, spec, owner_limit=owner_limit, idempotency=idempotency, kept=kept
@@ -201,10 +204,11 @@ class JobQueue:
         async with self._redis.pipeline(transaction=False) as pipeline:
             pipeline.lrange(self.keys.pending, 0, -1)
             pipeline.zcard(self.keys.leases)
-            ids, held = await pipeline.execute()
+            pipeline.time()
+            ids, held, now = await pipeline.execute()
         created = await self._redis.zmscore(self.keys.index, ids) if ids else []
-        known = [float(moment) for moment in created if moment is not None]
-        return Backlog(len(ids), held, min(known, default=None))
+        ages = [in_seconds(now) - float(moment) for moment in created if moment is not None]
+        return Backlog(len(ids), held, max(0.0, *ages) if ages else None)
 
     async def depth(self) -> int:
         """How many jobs are waiting."""
@@ -214,14 +218,14 @@ class JobQueue:
         """How long the job has waited that waits longest, in seconds; 0 where none waits."""
         # By the server: who is next says nothing of age, and the whole queue may be long.
         created = self.keys.job("*->created_at")
-        oldest = cast(
-            list[bytes | None],
-            await self._redis.sort(
+        async with self._redis.pipeline(transaction=False) as pipeline:
+            pipeline.time()
+            pipeline.sort(
                 self.keys.pending, start=0, num=_UNREADABLE, by=created, get=[created], alpha=True
-            ),
-        )
+            )
+            now, oldest = await pipeline.execute()
         times = [utcparse(as_text(time)) for time in oldest if time is not None]
-        return max(0.0, (now() - times[0]).total_seconds()) if times else 0.0
+        return max(0.0, in_seconds(now) - times[0].timestamp()) if times else 0.0
 
     async def ping(self) -> None:
         """Check that Redis answers.
@@ -275,7 +279,7 @@ class JobQueue:
             meta=trail.meta,
             serializer=JSONSerializer,
         )
-        job.enqueued_at = job.created_at
+        job.created_at = job.enqueued_at = self.clock.now()
         return job
 
 

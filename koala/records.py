@@ -1,6 +1,6 @@
 """Reads jobs back: RQ's hash, its result and the last event, as one record."""
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Final
 
 import redis.asyncio
@@ -8,6 +8,7 @@ from rq.job import Job
 from rq.results import Result
 from rq.serializers import JSONSerializer
 
+from koala.clock import in_seconds
 from koala.events import EventType, JobEvent, decode
 from koala.keys import Keys
 from koala.scripts import ATTEMPTS
@@ -35,20 +36,24 @@ class Records:
         if not job_ids:
             return []
         async with self._redis.pipeline(transaction=False) as pipeline:
+            pipeline.time()
             for job_id in job_ids:
                 pipeline.hgetall(self._keys.job(job_id))
                 pipeline.ttl(self._keys.job(job_id))
                 pipeline.lpos(self._keys.pending, job_id)
                 pipeline.xrevrange(self._keys.results(job_id), count=1)
                 pipeline.xrevrange(self._keys.events(job_id), count=_LAST_EVENTS)
-            replies = await pipeline.execute()
+            now, *replies = await pipeline.execute()
         return [
-            self._record(job_id, *replies[5 * i : 5 * i + 5]) if replies[5 * i] else None
+            self._record(in_seconds(now), job_id, *replies[5 * i : 5 * i + 5])
+            if replies[5 * i]
+            else None
             for i, job_id in enumerate(job_ids)
         ]
 
     def _record(
         self,
+        now: float,
         job_id: str,
         raw: dict[bytes, bytes],
         ttl: int,
@@ -70,7 +75,7 @@ class Records:
             created_at=job.created_at,
             started_at=job.started_at if state is not JobState.QUEUED else None,
             ended_at=job.ended_at if state.is_terminal else None,
-            expires_at=datetime.now(UTC) + timedelta(seconds=ttl) if ttl > 0 else None,
+            expires_at=datetime.fromtimestamp(now + ttl, UTC) if ttl > 0 else None,
             # Popped but not claimed yet, it is nobody's turn before its own.
             position=(position or 0) if state is JobState.QUEUED else None,
             progress=_progress(spec, state, last),

@@ -1,7 +1,6 @@
 """Admission: the one atomic step that lets a job into the queue, or refuses it."""
 
 import hashlib
-import time
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final, cast
@@ -21,13 +20,14 @@ IDEMPOTENCY_SECONDS: Final = 86_400
 # Old entries of an owner's index that each admission looks at: more than it adds.
 _PRUNED: Final = 4
 
-# ARGV: limit, the owner's limit or 0, job id, unix time, class, cost, owner, key of the
-#       Idempotency-Key or '', digest of the body, then field, value, ... of the job hash
+# ARGV: limit, the owner's limit or 0, job id, class, cost, owner, key of the Idempotency-Key or
+#       '', digest of the body, then field, value, ... of the job hash
 # Returns {an Outcome, a number: jobs ahead or jobs waiting, the other job's id and digest}.
 _ADMIT: Final = """
-local limit, owner_limit, id, created = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3], ARGV[4]
-local class, cost, owner = ARGV[5], tonumber(ARGV[6]), ARGV[7]
-local idempotency, digest = ARGV[8], ARGV[9]
+local limit, owner_limit, id = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3]
+local class, cost, owner = ARGV[4], tonumber(ARGV[5]), ARGV[6]
+local idempotency, digest = ARGV[7], ARGV[8]
+local created = string.format('%%.6f', time[1] + time[2] / 1000000)
 
 -- The reply to a first try can get lost, and the client sends the script again.
 if redis.call('EXISTS', job_key(id)) == 1 then return {'admitted', 0} end
@@ -53,7 +53,7 @@ if queued == 0 then redis.call('DEL', fairness) end
 local last = 'last:' .. class .. ':' .. owner
 local tag = math.max(virtual_time(class), tonumber(redis.call('HGET', fairness, last) or '0'))
 redis.call('HSET', fairness, last, tag + cost)
-redis.call('HSET', job_key(id), %(rank)s, rank_of(class, tag), unpack(ARGV, 10))
+redis.call('HSET', job_key(id), %(rank)s, rank_of(class, tag), unpack(ARGV, 9))
 local ahead = insert(id, rank_of(class, tag), false)
 
 redis.call('ZADD', index, created, id)
@@ -158,7 +158,6 @@ class Submission:
                 self._limit,
                 owner_limit or 0,
                 job.id,
-                time.time(),
                 priority_class(spec.priority),
                 cost(spec),
                 spec.owner,

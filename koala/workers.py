@@ -1,11 +1,12 @@
 """What a worker says of itself, and who of them is alive."""
 
-from datetime import UTC, datetime
+from datetime import datetime
 
 import redis
 import redis.asyncio
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from koala.clock import in_seconds
 from koala.keys import Keys
 
 
@@ -50,11 +51,11 @@ class Vram(BaseModel):
 class WorkerAd(BaseModel):
     """A worker's own account of itself, renewed with every heartbeat.
 
-    ``rows`` and ``max_rows`` count rows of the U-Net batch (two for an image with guidance);
-    ``expires_at`` is when the account is void unless renewed. ``slowness`` is that of all sizes
-    together. ``store_seconds`` pass from a job's last pixel until its end is written down.
-    ``vram`` is ``None`` on a CPU. ``is_loaded`` is false while the weights are freed for want of
-    work; the next job brings them back.
+    ``rows`` and ``max_rows`` count rows of the U-Net batch (two for an image with guidance).
+    ``started_at`` is Redis' time, and so is ``expires_at``, when the account is void unless
+    renewed. ``slowness`` is that of all sizes together. ``store_seconds`` pass from a job's last
+    pixel until its end is written down. ``vram`` is ``None`` on a CPU. ``is_loaded`` is false while
+    the weights are freed for want of work; the next job brings them back.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -80,10 +81,9 @@ class WorkerAd(BaseModel):
     sizes: list[MeasuredSize] = []
     is_loaded: bool = True
 
-    @property
-    def is_alive(self) -> bool:
-        """Whether the account is still good."""
-        return self.expires_at > datetime.now(UTC)
+    def is_alive(self, now: float) -> bool:
+        """Whether the account is still good at ``now``, Redis' time."""
+        return self.expires_at.timestamp() > now
 
 
 def advertise(connection: redis.Redis, keys: Keys, ad: WorkerAd) -> None:
@@ -98,16 +98,24 @@ def withdraw(connection: redis.Redis, keys: Keys, name: str) -> None:
 
 def forget_dead(connection: redis.Redis, keys: Keys) -> None:
     """Remove the accounts of workers that went without a word, and those nobody can read."""
-    for name, raw in connection.hgetall(keys.workers).items():
+    with connection.pipeline(transaction=False) as pipeline:
+        pipeline.time()
+        pipeline.hgetall(keys.workers)
+        now, accounts = pipeline.execute()
+    for name, raw in accounts.items():
         ad = _parse(raw)
-        if ad is None or not ad.is_alive:
+        if ad is None or not ad.is_alive(in_seconds(now)):
             connection.hdel(keys.workers, name)
 
 
 async def alive(connection: redis.asyncio.Redis, keys: Keys) -> list[WorkerAd]:
     """The accounts of all live workers of a queue, by name."""
-    ads = [_parse(raw) for raw in (await connection.hgetall(keys.workers)).values()]
-    return sorted((ad for ad in ads if ad and ad.is_alive), key=lambda ad: ad.name)
+    async with connection.pipeline(transaction=False) as pipeline:
+        pipeline.time()
+        pipeline.hgetall(keys.workers)
+        now, accounts = await pipeline.execute()
+    ads = [_parse(raw) for raw in accounts.values()]
+    return sorted((ad for ad in ads if ad and ad.is_alive(in_seconds(now))), key=lambda ad: ad.name)
 
 
 def _parse(raw: bytes | str) -> WorkerAd | None:

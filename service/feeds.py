@@ -20,8 +20,8 @@ import structlog
 
 from koala.events import MAX_EVENTS, EventType, JobEvent, decode
 from koala.keys import Keys
+from koala.single_flight import SingleFlight
 from service.ending import end
-from service.single_flight import SingleFlight
 
 log = structlog.get_logger()
 

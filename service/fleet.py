@@ -6,8 +6,8 @@ from typing import Final
 import redis.asyncio
 
 from koala.keys import Keys
+from koala.single_flight import SingleFlight
 from koala.workers import WorkerAd, alive
-from service.single_flight import SingleFlight
 
 _FRESH_SECONDS: Final = 0.5
 
@@ -30,7 +30,7 @@ class Fleet:
         """
         if time.monotonic() - self._read_at > _FRESH_SECONDS:
             await self._reading.result()
-        return [ad for ad in self._ads if ad.is_alive]
+        return self._ads
 
     async def serves(self, model: str) -> bool:
         """Whether a live worker serves ``model``."""

@@ -8,6 +8,7 @@ import redis.asyncio
 from fastapi import Depends, Request
 
 from koala.catalogue import ModelCard, resolve
+from koala.clock import AsyncRedisClock
 from koala.connections import connect_async
 from koala.descriptors import descriptor_limit
 from koala.keyfile import KeyFileError
@@ -102,12 +103,17 @@ class Gateway:
             loras=loras,
             retention=Retention(connection, queue.keys, store, settings),
             keyring=_keyring(settings),
-            rate_limits=RateLimits(connection, settings),
+            rate_limits=RateLimits(connection, settings, queue.clock),
             withdrawals=Withdrawals(queue, metrics),
             metrics=metrics,
             connections=Connections(limit, metrics),
             tasks=tasks,
         )
+
+    @property
+    def clock(self) -> AsyncRedisClock:
+        """Redis' time."""
+        return self.queue.clock
 
     def dismiss(self) -> None:
         """Send all who wait or watch away, because the process is about to end."""

@@ -11,7 +11,7 @@ from anyio import to_thread
 from PIL import Image
 
 from koala.errors import KoalaError, QueueUnavailable
-from koala.events import EventType
+from koala.events import EventType, JobEvent
 from koala.spec import JobRecord, JobSpec
 from service.gateway import Gateway
 from service.outcomes import failure, not_ready
@@ -51,7 +51,7 @@ async def image_events(
                     yield end
                 return
             if event is not None and event.type is EventType.PREVIEW and event.data["image"] == 0:
-                yield await _partial(record.spec, event.data)
+                yield await _partial(record.spec, event)
             if time.monotonic() >= deadline:
                 told = True
                 yield _error(await not_ready(gateway, record))
@@ -65,11 +65,12 @@ async def image_events(
             gateway.withdrawals.add(record.id, if_abandoned=True)
 
 
-async def _partial(spec: JobSpec, preview: dict[str, Any]) -> bytes:
+async def _partial(spec: JobSpec, event: JobEvent) -> bytes:
+    preview = event.data
     data = _common(spec) | {
         "type": "image_generation.partial_image",
         "b64_json": await to_thread.run_sync(_enlarge, spec, preview["b64_json"]),
-        "created_at": int(time.time()),
+        "created_at": event.milliseconds // 1000,
         "partial_image_index": preview["preview"],
     }
     return frame("image_generation.partial_image", data)

@@ -1,6 +1,5 @@
 """What a client hears of a job that did not complete, or not in time."""
 
-import time
 from typing import Final
 
 from koala.errors import (
@@ -36,7 +35,7 @@ async def not_ready(gateway: Gateway, record: JobRecord) -> KoalaError:
     if gateway.hub.is_dismissed:
         return dismissal(record.id)
     headers = job_headers(record.id)
-    if record.spec.deadline is not None and time.time() > record.spec.deadline:
+    if record.spec.deadline is not None and gateway.clock.time() > record.spec.deadline:
         # No worker is there to say so.
         await gateway.queue.cancel(record.id)
         return DeadlineExceeded("The deadline passed before the job was done.", headers=headers)

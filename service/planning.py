@@ -1,7 +1,6 @@
 """From a request to a job: defaults filled in, and all checked that depends on the model."""
 
 import secrets
-import time
 from typing import Final
 
 from koala.catalogue import ModelCard
@@ -35,7 +34,8 @@ def plan(
 ) -> JobSpec:
     """The job that honours ``request``, which came with the API key called ``owner``.
 
-    A webhook's image URLs begin with ``base_url``.
+    A webhook's image URLs begin with ``base_url``. What depends on the time is not in it yet: its
+    ``deadline``.
 
     Raises:
         ModelNotFound: The request names a model other than ``card``.
@@ -84,7 +84,6 @@ def plan(
         owner=owner,
         images_id=new_images_id(owner),
         priority=request.priority or "normal",
-        deadline=_deadline(request.deadline_seconds),
         webhook_url=webhook_url,
         base_url="" if webhook_url is None else base_url,
     )
@@ -210,10 +209,6 @@ def _seed(seed: int | None, n: int) -> int:
             param="seed",
         )
     return seed
-
-
-def _deadline(seconds: float | None) -> float | None:
-    return None if seconds is None else time.time() + seconds
 
 
 def _compression(request: GenerationRequest) -> int:

@@ -2,7 +2,6 @@
 
 import asyncio
 import math
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 import redis.asyncio
 
+from koala.clock import AsyncRedisClock
 from koala.errors import RateLimited
 from koala.rates import parse_rate_limit
 from koala.settings import Settings
@@ -54,12 +54,16 @@ class RateLimits:
     Args:
         connection: An asyncio client, whose pool is shared.
         settings: The default limit and the queue's name.
+        clock: The time that windows are in.
     """
 
-    def __init__(self, connection: redis.asyncio.Redis, settings: Settings) -> None:
+    def __init__(
+        self, connection: redis.asyncio.Redis, settings: Settings, clock: AsyncRedisClock
+    ) -> None:
+        self._clock = clock
         self._default = settings.rate_limit
         can_be_needed = settings.rate_limit is not None or settings.login_required
-        self._limiter = _limiter(connection, settings) if can_be_needed else None
+        self._limiter = _limiter(connection, settings, clock) if can_be_needed else None
 
     async def spend(self, who: str, own_limit: str | None) -> Allowance | None:
         """Count one request; what is left of the tightest window, ``None`` without a limit.
@@ -80,15 +84,26 @@ class RateLimits:
         limiter = self._limiter
         assert limiter is not None, "only keys and settings bring limits"
         items = _parse(text)
+        await self._clock.refresh()
         if len(items) > 1:
             # What one window refuses must not use up another; a single one refuses by itself.
-            _refuse_if_used_up(await _look(limiter, items, who))
+            _refuse_if_used_up(await self._look(limiter, items, who))
         hits = await asyncio.gather(*(limiter.hit(item, who) for item in items))
-        allowances = await _look(limiter, items, who)
+        allowances = await self._look(limiter, items, who)
         refused = [allowance for allowance, hit in zip(allowances, hits, strict=True) if not hit]
         if refused:
             raise _refusal(refused)
         return min(allowances, key=lambda allowance: allowance.remaining)
+
+    async def _look(
+        self, limiter: "MovingWindowRateLimiter", items: "Sequence[RateLimitItem]", who: str
+    ) -> list[Allowance]:
+        stats = await asyncio.gather(*(limiter.get_window_stats(item, who) for item in items))
+        now = self._clock.time()
+        return [
+            Allowance(item, max(0, window.remaining), max(0.0, window.reset_time - now))
+            for item, window in zip(items, stats, strict=True)
+        ]
 
 
 def caller(name: str, address: str | None) -> str:
@@ -107,30 +122,16 @@ def caller(name: str, address: str | None) -> str:
     return f"address:{ip}"
 
 
-def _limiter(connection: redis.asyncio.Redis, settings: Settings) -> "MovingWindowRateLimiter":
+def _limiter(
+    connection: redis.asyncio.Redis, settings: Settings, clock: AsyncRedisClock
+) -> "MovingWindowRateLimiter":
     # A quarter of a second of imports, for those who need them.
-    from limits.aio.storage import RedisStorage
     from limits.aio.strategies import MovingWindowRateLimiter
 
-    storage = RedisStorage(
-        "async+redis://",
-        implementation="redispy",
-        key_prefix=f"koala:{settings.queue}:rate",
-        # The URL above is not used then, so sockets and TLS work as for all else.
-        connection_pool=connection.connection_pool,  # type: ignore[arg-type]
-    )
+    from service.moving_windows import MovingWindows
+
+    storage = MovingWindows(connection, clock, key_prefix=f"koala:{settings.queue}:rate")
     return MovingWindowRateLimiter(storage)
-
-
-async def _look(
-    limiter: "MovingWindowRateLimiter", items: "Sequence[RateLimitItem]", who: str
-) -> list[Allowance]:
-    stats = await asyncio.gather(*(limiter.get_window_stats(item, who) for item in items))
-    now = time.time()
-    return [
-        Allowance(item, max(0, window.remaining), max(0.0, window.reset_time - now))
-        for item, window in zip(items, stats, strict=True)
-    ]
 
 
 def _refuse_if_used_up(allowances: Sequence[Allowance]) -> None:

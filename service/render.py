@@ -141,7 +141,7 @@ def _read_as_base64(gateway: Gateway, names: list[str]) -> list[str]:
 
 
 def _between(start: datetime, end: datetime) -> float:
-    # Two machines' clocks may disagree a little.
+    # What two machines take for Redis' time may differ a little.
     return round(max(0.0, (end - start).total_seconds()), 4)
 
 

@@ -8,9 +8,9 @@ from typing import Any, Final, cast
 from pydantic import ValidationError
 from redis.exceptions import RedisError, WatchError
 from rq.exceptions import DeserializationError
-from rq.executions import Execution
+from rq.executions import Execution, ExecutionRegistry
 from rq.job import JobStatus
-from rq.utils import as_text
+from rq.utils import as_text, utcformat
 from rq.worker import WorkerStatus
 
 from koala.events import EventType, JobEvent, publish
@@ -23,9 +23,8 @@ from worker.flight import Flight
 from worker.leases import Leases
 from worker.strays import Strays
 
-# RQ fails a job whose execution expired, the reaper puts it back into the queue: so long no worker
-# may be there at all without RQ being the first to come by.
-EXECUTION_TTL: Final = 7 * 86_400
+# How long RQ's record of an execution is kept that nobody removes.
+_EXECUTION_TTL: Final = 7 * 86_400
 
 # Why a job goes back whose claim was of no use.
 NOT_BEGUN: Final = "not_begun"
@@ -178,9 +177,12 @@ class Admission:
 
     def _write_claim(self, job: FencedJob, pipeline: Any) -> Execution:
         worker = self._worker
-        execution = Execution.create(job, EXECUTION_TTL, pipeline=pipeline, worker_name=worker.name)
+        execution = Execution.create(
+            job, _EXECUTION_TTL, pipeline=pipeline, worker_name=worker.name
+        )
         job.prepare_for_execution(worker.name, pipeline=pipeline)
         pipeline.hset(job.key, TOKEN, execution.id)
+        self._correct_times(job, execution, pipeline)
         pipeline.persist(job.key)
         pipeline.eval(self._leases.take, 0, job.id, self._leases.lease_ms)
         event = JobEvent(EventType.ADMITTED, {"worker": worker.name})
@@ -188,6 +190,22 @@ class Admission:
         if worker.get_state() != WorkerStatus.BUSY:
             worker.set_state(WorkerStatus.BUSY, pipeline=pipeline)
         return execution
+
+    def _correct_times(self, job: FencedJob, execution: Execution, pipeline: Any) -> None:
+        """Replace what RQ wrote by this machine's clock.
+
+        In its registries an execution never expires: RQ fails a job whose execution did by the
+        clock of whatever machine somebody looks from. The lease decides.
+        """
+        moment = self._worker.clock.now()
+        execution.created_at = execution.last_heartbeat = moment
+        execution.save(_EXECUTION_TTL, pipeline)
+        job.started_at = job.last_heartbeat = moment
+        told = utcformat(moment)
+        pipeline.hset(job.key, mapping={"started_at": told, "last_heartbeat": told})
+        job.started_job_registry.add_execution(execution, pipeline, ttl=-1)
+        of_job = ExecutionRegistry(job.id, self._worker.connection)
+        pipeline.zadd(of_job.key, {execution.id: "+inf"})
 
 
 def _parse(arguments: Any) -> JobSpec:

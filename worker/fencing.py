@@ -4,7 +4,6 @@ RQ ends jobs without looking at what became of them meanwhile. Here the check is
 transaction that ends the job, so it cannot be overtaken.
 """
 
-import time
 from typing import Any, Final, cast
 
 import structlog
@@ -15,9 +14,10 @@ from rq.executions import Execution
 from rq.job import Job, JobStatus
 from rq.queue import Queue
 from rq.serializers import JSONSerializer
-from rq.utils import as_text, now
+from rq.utils import as_text
 from rq.worker import SimpleWorker
 
+from koala.clock import RedisClock
 from koala.events import EventType, JobEvent, publish
 from koala.expiry import ExpiringImages
 from koala.keys import Keys
@@ -148,14 +148,18 @@ class FencedWorker(SimpleWorker):
 
     Args:
         keys: Keys of the worker's one queue.
+        clock: Redis' time, which all that is written down of jobs is in.
         event_ttl: Seconds that a stream of events is kept.
     """
 
     queue_class = FencedQueue
     job_class = FencedJob
 
-    def __init__(self, *args: Any, keys: Keys, event_ttl: int, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, keys: Keys, clock: RedisClock, event_ttl: int, **kwargs: Any
+    ) -> None:
         self.keys: Final = keys
+        self.clock: Final = clock
         self.event_ttl: Final = event_ttl
         super().__init__(*args, **kwargs)
 
@@ -205,7 +209,7 @@ class FencedWorker(SimpleWorker):
         status: JobStatus,
         pipeline: Pipeline,
     ) -> None:
-        job.ended_at = now()
+        job.ended_at = self.clock.now()
         job.set_status(status, pipeline=pipeline)
         self.cleanup_execution(job, pipeline=pipeline, execution=execution)
         job._handle_failure(
@@ -216,6 +220,7 @@ class FencedWorker(SimpleWorker):
             execution_started_at=execution.created_at if execution else None,
             execution_ended_at=job.ended_at,
         )
+        self._expire(self.keys.failed, job, job.failure_ttl, pipeline)
         self.increment_failed_job_count(pipeline)
         if job.started_at is not None:
             self.increment_total_working_time(job.ended_at - job.started_at, pipeline)
@@ -236,12 +241,20 @@ class FencedWorker(SimpleWorker):
             completed = job.last_event is not None and job.last_event.type is EventType.COMPLETED
             kept = (job.result_ttl or 0) if completed else 0
             member = ExpiringImages.of(job.spec).encode()
-            pipeline.zadd(self.keys.images, {member: int(time.time()) + kept})
+            pipeline.zadd(self.keys.images, {member: int(self.clock.time()) + kept})
+            if completed:
+                self._expire(self.keys.finished, job, job.result_ttl, pipeline)
         if job.has_webhook:
-            pipeline.zadd(self.keys.outbox, {job.id: time.time()})
+            pipeline.zadd(self.keys.outbox, {job.id: self.clock.time()})
         if job.last_event is not None:
             publish(pipeline, self.keys, job.id, job.last_event, self.event_ttl)
 
     def handle_execution_ended(self, job: Job, queue: Queue, heartbeat_ttl: int) -> None:
         """RQ's, without a write of its own: it would come before the check of the lease."""
-        job.ended_at = now()
+        job.ended_at = self.clock.now()
+
+    def _expire(self, registry: str, job: Job, ttl: int | None, pipeline: Pipeline) -> None:
+        """Say when a registry forgets a job that RQ put into it by the machine's clock."""
+        # Whoever else puts jobs into the queue may leave it to RQ, or want it never to happen.
+        if ttl is not None and ttl >= 0:
+            pipeline.zadd(registry, {job.id: int(self.clock.time()) + ttl}, xx=True)

@@ -130,10 +130,10 @@ class Flight:
         """Seconds since the job's time was up; negative before that."""
         return time.monotonic() - self.admitted_at - self.timeout
 
-    def is_late(self, seconds_needed: float = 0.0) -> bool:
-        """Whether the job's deadline will have passed in ``seconds_needed``."""
+    def is_late(self, moment: float) -> bool:
+        """Whether the job's deadline has passed at ``moment``, Redis' time."""
         deadline = self.spec.deadline
-        return deadline is not None and time.time() + seconds_needed > deadline
+        return deadline is not None and moment > deadline
 
     @property
     def images_to_store(self) -> int:

@@ -13,10 +13,11 @@ from rq.queue import Queue
 from rq.serializers import JSONSerializer
 from rq.suspension import is_suspended
 
+from koala.clock import RedisClock
 from koala.settings import Settings
 from koala.workers import Vram
 from worker.account import Account
-from worker.admission import EXECUTION_TTL, Admission, ServedModel
+from worker.admission import Admission, ServedModel
 from worker.beat import Beat
 from worker.boarding import Boarding
 from worker.draining import drain
@@ -63,6 +64,7 @@ class InflightWorker(SteadyWorker):
     Args:
         settings: Queue name, lease, limits.
         connection: A blocking client that returns bytes.
+        clock: Redis' time; the heartbeat keeps it right.
         engine: Draws.
         gallery: Encodes and stores.
         model: The engine's model.
@@ -78,6 +80,7 @@ class InflightWorker(SteadyWorker):
         self,
         settings: Settings,
         connection: Redis,
+        clock: RedisClock,
         engine: Engine,
         gallery: Gallery,
         *,
@@ -89,13 +92,14 @@ class InflightWorker(SteadyWorker):
         vram: Callable[[], Vram | None] = lambda: None,
         tracer_provider: TracerProvider | None = None,
     ) -> None:
-        scripts = Scripts(connection, settings)
+        scripts = Scripts(connection, settings, clock)
         super().__init__(
             [settings.queue],
             name=name,
             connection=connection,
             serializer=JSONSerializer,
             keys=scripts.keys,
+            clock=clock,
             event_ttl=settings.event_ttl,
             drain_seconds=settings.drain_seconds,
         )
@@ -111,11 +115,11 @@ class InflightWorker(SteadyWorker):
         self._lost: SimpleQueue[tuple[str, str]] = SimpleQueue()
         self._leases = Leases(scripts, settings)
         self._strays = Strays(self._leases, metrics)
-        self._landing = Landing(self, metrics, Report(name, metrics, tracer_provider))
+        self._landing = Landing(self, metrics, Report(name, metrics, clock, tracer_provider))
         admission = Admission(self, self._leases, self._strays, settings, model)
         self._boarding = Boarding(self.link, admission, self._landing, self._strays)
         self._showing = Showing(self, metrics, gallery.safety)
-        self._clock = LoopClock(metrics.loop_seconds)
+        self._laps = LoopClock(metrics.loop_seconds)
         self._herald = Herald(self, self.link)
         self._upkeep = Upkeep(
             self,
@@ -131,7 +135,7 @@ class InflightWorker(SteadyWorker):
         )
         self._beat = Beat(settings.heartbeat_seconds, self._upkeep.beat, idle.check)
         self.link.follow(self._beat.link)
-        self._next_maintenance = 0.0
+        self._next_look = 0.0
         self._next_poll = 0.0
         self._is_suspended = False
 
@@ -140,24 +144,24 @@ class InflightWorker(SteadyWorker):
     def execute_job(self, job: Job, queue: Queue) -> None:
         """Run the job that ended the wait, and whatever joins it, until nothing is in flight."""
         self._boarding.is_closed = False
-        self._clock.start()
+        self._laps.start()
         self._take(job)
         if not self._flights:
             return
         # Claimed first: the lease is renewed while the weights are on their way.
         with self._idle.awake():
-            self._clock.lap("admission")
+            self._laps.lap("admission")
             while self._flights:
                 self._obey()
                 self._admit()
-                self._clock.lap("admission")
+                self._laps.lap("admission")
                 self._advance()
-                self._clock.lap("telling")
+                self._laps.lap("telling")
                 self._collect()
                 self._land()
-                self._clock.lap("ending")
+                self._laps.lap("ending")
                 self._maintain()
-                self._clock.lap("upkeep")
+                self._laps.lap("upkeep")
 
     def _obey(self) -> None:
         """Do what others want: drop what is lost, stop what is stopped, end what takes too long."""
@@ -173,7 +177,7 @@ class InflightWorker(SteadyWorker):
             if flight.overtime > 0:
                 message = f"The job did not finish within {flight.timeout:g} seconds."
                 self._decide(flight, Outcome.failed("timeout", message))
-            elif flight.is_late():
+            elif flight.is_late(self.clock.time()):
                 message = "The deadline passed before the job was done."
                 self._decide(flight, Outcome.failed("deadline_exceeded", message))
         if self.is_drained:
@@ -205,7 +209,7 @@ class InflightWorker(SteadyWorker):
         began = time.perf_counter()
         events = self._engine.step()
         seconds = time.perf_counter() - began
-        self._clock.lap_tick(self._engine.last_tick)
+        self._laps.lap_tick(self._engine.last_tick)
         self._account.note_step(began)
         self._metrics.count_tick(self._engine.last_tick, self._engine)
         heard = [(event, self._flight_of(event.key)) for event in events]
@@ -276,17 +280,12 @@ class InflightWorker(SteadyWorker):
 
     def _maintain(self) -> None:
         """What RQ's own loop would do between two jobs, at the pace of the heartbeat."""
-        if time.monotonic() < self._next_maintenance or not self.link.is_due:
+        if time.monotonic() < self._next_look or not self.link.is_due:
             return
-        self._next_maintenance = time.monotonic() + self._settings.heartbeat_seconds
+        self._next_look = time.monotonic() + self._settings.heartbeat_seconds
         if self.should_run_maintenance_tasks:
             self.run_maintenance_tasks()
-        with self.link.attempt(), self.connection.pipeline(transaction=False) as pipeline:
-            # Where the end is being written down, a heartbeat could bring back what that removes.
-            for flight in (flight for flight in self._flights.values() if flight.outcome is None):
-                registry = flight.job.started_job_registry
-                flight.execution.heartbeat(registry, EXECUTION_TTL, pipeline)
-            pipeline.execute()
+        with self.link.attempt():
             self._is_suspended = bool(is_suspended(self.connection))
 
     # Into flight
@@ -310,7 +309,7 @@ class InflightWorker(SteadyWorker):
             self._forget_lost(stale)
         self._flights[flight.id] = flight
         seconds = flight.spec.unet_calls * (self._rates.seconds_per_step or 0.0)
-        if flight.is_late(seconds):
+        if flight.is_late(self.clock.time() + seconds):
             message = f"The deadline is too near: the job takes {seconds:.3g} s, and more."
             self._decide(flight, Outcome.failed("deadline_exceeded", message))
             return

@@ -11,8 +11,9 @@ from typing import Any, Final, cast
 
 import redis
 from redis.commands.core import Script
-from rq.utils import now, utcformat
+from rq.utils import utcformat
 
+from koala.clock import RedisClock
 from koala.events import EventType
 from koala.keys import Keys
 from koala.scripts import (
@@ -27,7 +28,7 @@ from koala.scripts import (
 )
 from koala.settings import Settings
 
-# ARGV: time in RQ's form, ...
+# ARGV: Redis' time in RQ's form, ...
 _SHARED: Final = """
 local iso_time = ARGV[1]
 
@@ -136,10 +137,12 @@ class Scripts:
     Args:
         connection: A blocking client that returns bytes.
         settings: The queue's name and lifetimes.
+        clock: Tells scripts the time.
     """
 
-    def __init__(self, connection: redis.Redis, settings: Settings) -> None:
+    def __init__(self, connection: redis.Redis, settings: Settings, clock: RedisClock) -> None:
         self._connection = connection
+        self._clock = clock
         self.keys = Keys(settings.queue)
         names = {
             "TOKEN": TOKEN,
@@ -154,20 +157,22 @@ class Scripts:
             + "".join(f"local {name} = '{value}'\n" for name, value in names.items())
             + f"local CLASS_SIZE = {CLASS_SIZE}\n"
             + f"local started, index = '{self.keys.started}', '{self.keys.index}'\n"
+            + f"local finished, failed = '{self.keys.finished}', '{self.keys.failed}'\n"
             + f"local cancelled = '{self.keys.cancelled}'\n"
             + _SHARED
         )
 
     def register(self, text: str) -> "RegisteredScript":
         """A script that follows what all share; its own arguments begin at ``ARGV[2]``."""
-        return RegisteredScript(self._connection.register_script(self._prelude + text))
+        return RegisteredScript(self._connection.register_script(self._prelude + text), self._clock)
 
 
 @dataclass(frozen=True, slots=True)
 class RegisteredScript:
-    """A script that is told the time in RQ's form."""
+    """A script that is told Redis' time in RQ's form."""
 
     script: Script
+    clock: RedisClock
 
     def __call__(self, *args: str | int) -> Any:
         """Run it.
@@ -175,7 +180,7 @@ class RegisteredScript:
         Raises:
             redis.RedisError: Redis does not answer.
         """
-        return self.script(args=[utcformat(now()), *args])
+        return self.script(args=[utcformat(self.clock.now()), *args])
 
 
 class Leases:

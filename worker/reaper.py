@@ -88,8 +88,17 @@ end
 for _, id in ipairs(redis.call('ZRANGE', index, 0, per_pass - 1)) do
   if redis.call('EXISTS', job_key(id)) == 0 then redis.call('ZREM', index, id) end
 end
--- RQ's own clean-up passes this registry over.
-redis.call('ZREMRANGEBYSCORE', cancelled, 0, time[1])
+-- RQ's own clean-up goes by the clock of the machine that it runs on.
+for _, registry in ipairs({finished, failed, cancelled}) do
+  redis.call('ZREMRANGEBYSCORE', registry, 0, time[1])
+end
+for _, entry in ipairs(redis.call('ZRANGE', started, 0, per_pass - 1)) do
+  local id, held_by = string.match(entry, '^(.*):(.-)$')
+  local job = redis.call('HMGET', job_key(id or entry), 'status', TOKEN)
+  if job[1] ~= 'started' or (job[2] and job[2] ~= held_by) then
+    redis.call('ZREM', started, entry)
+  end
+end
 return {requeued, put_back, poisoned, late}
 """
 
@@ -124,7 +133,7 @@ class Reaper:
         self._script = scripts.register(_REAP)
 
     def reap(self) -> Reaped:
-        """One pass over expired leases, unclaimed jobs, deadlines and the index.
+        """One pass over expired leases, unclaimed jobs, deadlines, the index and RQ's registries.
 
         Raises:
             redis.RedisError: Redis does not answer; nothing was changed, or all of it.

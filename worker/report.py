@@ -16,6 +16,7 @@ from opentelemetry.trace import (
 )
 from rq.job import JobStatus
 
+from koala.clock import RedisClock
 from worker.flight import Flight, Outcome
 from worker.metrics import WorkerMetrics
 
@@ -24,7 +25,7 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """A part of a job's course, between two Unix times in seconds."""
+    """A part of a job's course, between two moments of Redis' time in seconds."""
 
     name: str
     began: float
@@ -38,12 +39,18 @@ class Report:
     Args:
         worker: The worker's name.
         metrics: Where ends are counted.
+        clock: Redis' time, which jobs are submitted in.
         tracer_provider: Makes the spans; ``None`` where nobody wants any.
     """
 
     def __init__(
-        self, worker: str, metrics: WorkerMetrics, tracer_provider: TracerProvider | None
+        self,
+        worker: str,
+        metrics: WorkerMetrics,
+        clock: RedisClock,
+        tracer_provider: TracerProvider | None,
     ) -> None:
+        self._clock = clock
         self._worker = worker
         self._metrics = metrics
         self._traces = tracer_provider is not None
@@ -56,7 +63,7 @@ class Report:
     def ended(self, flight: Flight, outcome: Outcome) -> None:
         """Tell of a flight whose end is written down."""
         self.count(outcome)
-        now = time.time()
+        now = self._clock.time()
         created = flight.job.created_at.timestamp()
         stages = list(_stages(flight, created, now))
         if outcome.status == JobStatus.FINISHED:
@@ -115,10 +122,10 @@ class Report:
 
 def _stages(flight: Flight, created: float, now: float) -> Iterator[Stage]:
     """The parts of a flight's course as far as it came, one behind the other."""
-    offset = time.time() - time.monotonic()
+    offset = now - time.monotonic()
     spec = flight.spec
     claimed = flight.admitted_at + offset
-    # Clocks of two machines may differ a little.
+    # What two machines take for Redis' time may differ a little.
     yield Stage("queue", min(created, claimed), claimed, {})
     steps = {"koala.steps": spec.num_inference_steps, "koala.steps_done": sum(flight.steps)}
     marks: list[tuple[str, float | None, dict[str, Any]]] = [

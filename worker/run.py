@@ -4,7 +4,6 @@ import os
 import secrets
 import socket
 import sys
-from datetime import UTC, datetime
 
 import redis
 import structlog
@@ -15,6 +14,7 @@ from redis.retry import Retry
 
 from koala import __version__
 from koala.catalogue import ModelCard, resolve
+from koala.clock import RedisClock
 from koala.connections import connect
 from koala.errors import ModelNotFound
 from koala.metered_store import MeteredStore
@@ -169,6 +169,8 @@ def _build(
 ) -> InflightWorker:
     metrics.watch_engine(engine, lambda: pipeline.parameter_bytes)
     metrics.watch_device(pipeline.device)
+    clock = RedisClock()
+    clock.ask(connection)
     name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
     dtype = str(pipeline.dtype).removeprefix("torch.")
     metrics.introduce(name, card.id, str(pipeline.device), dtype)
@@ -186,13 +188,14 @@ def _build(
             software=f"koala-serve {__version__}",
             width=image.width,
             height=image.height,
-            created=datetime.now(UTC),
+            created=clock.now(),
             lora=spec.lora,
         )
 
     return InflightWorker(
         settings,
         connection,
+        clock,
         engine,
         Gallery(store, describe, safety),
         model=ServedModel(

@@ -14,8 +14,7 @@ from rq.command import handle_command, parse_payload
 from rq.exceptions import StopRequested
 from rq.job import Job
 from rq.queue import Queue
-from rq.registry import clean_registries
-from rq.utils import now
+from rq.registry import ReadyJobRegistry
 
 from worker.fencing import FencedWorker
 from worker.link import Link, is_outage
@@ -50,6 +49,7 @@ class SteadyWorker(FencedWorker):
         self._drain_seconds = drain_seconds
         self._drain_ends: float | None = None
         self._is_waiting = False
+        self._next_maintenance = 0.0
 
     # Patience
 
@@ -134,14 +134,22 @@ class SteadyWorker(FencedWorker):
         with self.link.attempt():
             super().run_maintenance_tasks()  # type: ignore[no-untyped-call]
 
+    @property
+    def should_run_maintenance_tasks(self) -> bool:
+        """RQ's, by a clock that nobody sets."""
+        return time.monotonic() >= self._next_maintenance
+
     def clean_registries(self) -> None:
-        """RQ's, without its clean-up of popped jobs: that would fail what the reaper puts back."""
+        """RQ's, without what it decides by this machine's clock: that is the reaper's business.
+
+        It would fail jobs that are running or popped, and forget those that have ended.
+        """
         queue = self.queues[0]
         if queue.acquire_maintenance_lock():
-            clean_registries(queue, self._exc_handlers)
+            ReadyJobRegistry(queue=queue, job_class=queue.job_class).cleanup()
             worker_registration.clean_worker_registry(queue)
             queue.release_maintenance_lock()  # type: ignore[no-untyped-call]
-        self.last_cleaned_at = now()  # type: ignore[assignment]
+        self._next_maintenance = time.monotonic() + self.maintenance_interval
 
     def teardown(self) -> None:
         """RQ's; an entry that cannot be removed expires."""

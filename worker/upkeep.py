@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Final, cast
 
 import structlog
@@ -70,7 +70,7 @@ class Upkeep:
         self._account = account
         self._metrics = metrics
         self._reaper = reaper
-        self._started_at = datetime.now(UTC)
+        self._started_at = worker.clock.now()
         self._blind_after = _seconds_until_leases_may_lapse(settings)
         self._renewed_at = time.monotonic()
         self._reap_from = 0.0
@@ -82,6 +82,7 @@ class Upkeep:
             redis.RedisError: Redis does not answer; the next beat repeats it all.
         """
         self.renew()
+        self._worker.clock.ask(self._worker.connection)
         self._strays.hand_back()
         self._look_back()
         self.show_life()
@@ -133,7 +134,7 @@ class Upkeep:
             name=self._worker.name,
             version=__version__,
             started_at=self._started_at,
-            expires_at=datetime.now(UTC) + beats,
+            expires_at=self._worker.clock.now() + beats,
             jobs_in_flight=len(self._flights),
         )
         advertise(self._worker.connection, self._worker.keys, ad)

@@ -8,12 +8,12 @@ from typing import Final
 import redis.asyncio
 
 from koala.keys import Keys
+from koala.single_flight import SingleFlight
 from koala.spec import JobRecord
 from service.fleet import Fleet
 from service.forecast.forecast import forecast
 from service.forecast.reader import SituationReader
 from service.forecast.situation import Situation, Work
-from service.single_flight import SingleFlight
 
 _FRESH_SECONDS: Final = 0.5
 # Jobs that a look did not show are worth another one, but not one each.

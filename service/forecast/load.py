@@ -9,7 +9,7 @@ WINDOW_SECONDS: Final = 60.0
 _REST_SECONDS: Final = 5.0
 # Who asks again within so many seconds did not wait for anything but the end.
 _AT_ONCE_SECONDS: Final = 3.0
-# Clocks of machines are not quite the same.
+# A job's end is written down under the time that the worker's look at Redis' clock gave.
 _SKEW_SECONDS: Final = 0.5
 
 

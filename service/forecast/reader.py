@@ -9,6 +9,7 @@ from typing import Any, Final
 import redis.asyncio
 from rq.utils import as_text, utcparse
 
+from koala.clock import in_seconds
 from koala.events import EventType, decode
 from koala.keys import Keys
 from koala.spec import JobSpec
@@ -61,8 +62,8 @@ class SituationReader:
             pipeline.zrange(keys.leases, 0, -1)
             pipeline.zrevrange(keys.index, 0, _SAMPLE - 1, withscores=True)
             pipeline.zrevrange(keys.finished, 0, _ENDED - 1)
-            (seconds, micros), popped, pending, leased, newest, done = await pipeline.execute()
-        now = seconds + micros / 1e6
+            now, popped, pending, leased, newest, done = await pipeline.execute()
+        now = in_seconds(now)
         queue = [job_id.decode() for job_id in reversed(popped)]
         queue += [job_id.decode() for job_id in pending]
         held = [job_id.decode() for job_id in leased]
@@ -151,5 +152,5 @@ class _Holding:
             return work
         # Of a preview, the steps are one image's.
         steps = event.data["steps"] / (len(done) if event.type is EventType.STEP else 1)
-        told_at = int(event.id.partition("-")[0]) / 1000
-        return work.after([each / steps for each in done], max(0.0, now - told_at))
+        age = max(0.0, now - event.milliseconds / 1000)
+        return work.after([each / steps for each in done], age)

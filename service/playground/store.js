@@ -43,6 +43,8 @@ export function end(id) {
 
 // Adds the images of a finished job, the first one first.
 export function add(job) {
+  // By the clock of this browser, which may show another time than the server's.
+  const expiresAt = Date.now() / 1000 + (job.expires_at - job.completed_at);
   const known = new Set(state.images.map((image) => image.name));
   const fresh = job.result.data
     .map((image) => ({
@@ -57,7 +59,7 @@ export function add(job) {
       scheduler: job.scheduler,
       model: job.model,
       seconds: job.result.timings.total_seconds,
-      expires_at: job.expires_at,
+      expires_at: expiresAt,
     }))
     .filter((image) => !known.has(image.name));
   state.images = [...fresh, ...state.images].slice(0, MOST);

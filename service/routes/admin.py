@@ -3,8 +3,6 @@
 Jobs are cancelled as by their owners, at ``POST /v1/jobs/{id}/cancel``.
 """
 
-import time
-from datetime import UTC, datetime
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query
@@ -43,11 +41,11 @@ async def summary(gateway: GatewayDep, _: AdminDep) -> Response:
     ads = await gateway.fleet.alive()
     backlog = await gateway.queue.backlog()
     rates = [ad.images_per_second for ad in ads if ad.images_per_second is not None]
-    oldest = backlog.oldest_created_at
+    oldest = backlog.oldest_seconds
     return json_response(
         AdminSummary(
             queued=backlog.queued,
-            oldest_queued_seconds=None if oldest is None else _since(oldest),
+            oldest_queued_seconds=None if oldest is None else round(oldest, 1),
             in_flight=backlog.held,
             workers=len(ads),
             images_last_minute=sum(ad.images_last_minute for ad in ads),
@@ -84,6 +82,7 @@ async def list_unfinished_jobs(
     queue = gateway.queue
     read = queue.waiting if state == "queued" else queue.held
     records = await read(limit + 1)
+    await gateway.clock.refresh()
     # A job may have gone on to another state between two looks.
     jobs = [await _job(gateway, r) for r in records[:limit] if r.state == state]
     return json_response(AdminJobList(data=jobs, has_more=len(records) > limit))
@@ -124,12 +123,8 @@ async def _job(gateway: Gateway, record: JobRecord) -> AdminJob:
         progress=record.progress,
         eta_seconds=None if eta is None else round(eta, 2),
         created_at=int(record.created_at.timestamp()),
-        age_seconds=round((datetime.now(UTC) - record.created_at).total_seconds(), 1),
+        age_seconds=round(max(0.0, gateway.clock.time() - record.created_at.timestamp()), 1),
         started_at=None if record.started_at is None else int(record.started_at.timestamp()),
         worker=record.worker,
         attempts=record.attempts,
     )
-
-
-def _since(moment: float) -> float:
-    return round(max(0.0, time.time() - moment), 1)

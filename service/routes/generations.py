@@ -1,7 +1,6 @@
 """``POST /v1/images/generations``: a prompt goes in, images come out."""
 
 import asyncio
-import time
 from typing import Annotated, Final
 
 import redis
@@ -110,6 +109,10 @@ async def generate(
         principal.owner,
         base_url=gateway.base_url(request),
     )
+    if body.deadline_seconds is not None:
+        await gateway.clock.refresh()
+        deadline = gateway.clock.time() + body.deadline_seconds
+        spec = spec.model_copy(update={"deadline": deadline})
     preference = parse(prefer or ())
     seconds = preference.seconds(gateway.settings.sync_timeout)
     job_id, ended = new_job_id(), None
@@ -125,16 +128,17 @@ async def generate(
         record = submitted.record
         if body.stream:
             base_url = gateway.base_url(request)
-            patience = _patience(record.spec, gateway.settings.sync_timeout)
+            patience = _patience(gateway, record.spec, gateway.settings.sync_timeout)
             frames = image_events(gateway, record, base_url, patience)
             return event_stream(frames, job_headers(record.id))
         if submitted.is_new:
-            wait = _patience(spec, seconds)
+            wait = _patience(gateway, spec, seconds)
             ended = await _wait(gateway, request, record, may_have_ended, wait)
     headers = {}
     if not submitted.is_new:
         headers["Idempotent-Replayed"] = "true"
-        record = await follow(gateway, request, record.id, _patience(record.spec, seconds))
+        patience = _patience(gateway, record.spec, seconds)
+        record = await follow(gateway, request, record.id, patience)
         ended = record if is_over(record) else None
     if ended is not None:
         return await _finished(gateway, request, ended, preference, headers)
@@ -152,11 +156,11 @@ async def refuse_get() -> None:
     )
 
 
-def _patience(spec: JobSpec, seconds: float) -> float:
+def _patience(gateway: Gateway, spec: JobSpec, seconds: float) -> float:
     """``seconds``, or until shortly after the deadline, when the job should have failed."""
     if spec.deadline is None:
         return seconds
-    return min(seconds, max(0.0, spec.deadline - time.time()) + _DEADLINE_GRACE)
+    return min(seconds, max(0.0, spec.deadline - gateway.clock.time()) + _DEADLINE_GRACE)
 
 
 async def _wait(

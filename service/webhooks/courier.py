@@ -45,7 +45,9 @@ class Courier:
         self._outbox = Outbox(gateway.redis, gateway.queue.keys)
         settings = gateway.settings
         self._sender = Sender(
-            settings.webhook_secrets, allow_private=settings.webhook_allow_private
+            settings.webhook_secrets,
+            gateway.clock,
+            allow_private=settings.webhook_allow_private,
         )
         self._attempts = Attempts(gateway, self._sender, pace)
         self._lanes = Lanes()
@@ -70,6 +72,7 @@ class Courier:
 
     async def _round(self) -> None:
         free = _PARALLEL - len(self._under_way)
+        await self._gateway.clock.refresh()
         claims = await self._outbox.claim(free)
         for claim in claims:
             task = asyncio.create_task(self._handle(claim))

@@ -12,6 +12,7 @@ import httpx
 from standardwebhooks import Webhook
 
 from koala import __version__
+from koala.clock import RedisClock
 from service.webhooks.guard import GuardedBackend
 
 _CONNECT_SECONDS: Final = 5.0
@@ -40,10 +41,12 @@ class Sender:
 
     Args:
         secrets: Each one signs.
+        clock: The time that is signed: a receiver refuses what is minutes off.
         allow_private: Whether addresses that are not public may be sent to.
     """
 
-    def __init__(self, secrets: Sequence[str], *, allow_private: bool) -> None:
+    def __init__(self, secrets: Sequence[str], clock: RedisClock, *, allow_private: bool) -> None:
+        self._clock = clock
         self._signers = [Webhook(secret) for secret in secrets]
         # httpcore and not httpx: only here can a backend be given by a public name.
         self._pool = httpcore.AsyncConnectionPool(
@@ -80,7 +83,7 @@ class Sender:
                     extensions={"timeout": {"connect": _CONNECT_SECONDS}},
                 ) as response,
             ):
-                return Answer(response.status, _retry_after(response.headers))
+                return Answer(response.status, _retry_after(response.headers, self._clock.now()))
         except TimeoutError:
             raise Undelivered(f"no answer within {_TOTAL_SECONDS:g} s") from None
         except (
@@ -97,7 +100,7 @@ class Sender:
     def _headers(
         self, url: httpx.URL, message_id: str, body: str
     ) -> dict[bytes | str, bytes | str]:
-        now = datetime.now(UTC)
+        now = self._clock.now()
         signatures = (signer.sign(message_id, now, body) for signer in self._signers)
         return {
             "Host": url.netloc.decode("ascii"),
@@ -109,17 +112,28 @@ class Sender:
         }
 
 
-def _retry_after(headers: Sequence[tuple[bytes, bytes]]) -> float | None:
+def _retry_after(headers: Sequence[tuple[bytes, bytes]], now: datetime) -> float | None:
     """Seconds, from either of the two forms that HTTP has for it; ``None`` for any other."""
-    given = [value for name, value in headers if name.lower() == b"retry-after"]
-    if not given:
-        return None
-    text = given[0].decode("latin-1").strip()
+    text = _first(headers, b"retry-after")
     if text.isascii() and text.isdigit():
         return float(text)
+    moment = _moment(text)
+    if moment is None:
+        return None
+    # The receiver's clock may be wrong too: if it says what time it has, that counts.
+    since = _moment(_first(headers, b"date")) or now
+    return max(0.0, (moment - since).total_seconds())
+
+
+def _first(headers: Sequence[tuple[bytes, bytes]], wanted: bytes) -> str:
+    values = (value.decode("latin-1").strip() for name, value in headers if name.lower() == wanted)
+    return next(values, "")
+
+
+def _moment(text: str) -> datetime | None:
+    """An HTTP date; ``None``: it is none."""
     try:
         moment = parsedate_to_datetime(text)
     except (ValueError, OverflowError):
         return None
-    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-    return max(0.0, (moment - datetime.now(UTC)).total_seconds())
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)

@@ -7,13 +7,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+from types import MappingProxyType
 
 import httpx
 import redis
+from pydantic import SecretStr
 
 from koala import embedded
 from koala.connections import connect_async
@@ -44,6 +46,7 @@ class Parts:
         self.log = folder / "log.txt"
         self.valkey: subprocess.Popen[bytes] | None = None
         self.gateway: subprocess.Popen[bytes] | None = None
+        self.others: list[subprocess.Popen[bytes]] = []
         self.workers: list[ForkServerProcess] = []
         self.http = httpx.Client(base_url=self.base_url, timeout=30, trust_env=False)
         self.rig = Rig(self.settings, redis.Redis.from_url(self.settings.resolved_redis_url))
@@ -59,18 +62,27 @@ class Parts:
         self.valkey.kill()
         self.valkey.wait()
 
-    def start_gateway(self) -> None:
-        """Start the gateway; returns when it answers."""
-        env = {
-            f"KOALA_{name.upper()}": str(value)
-            for name, value in self.settings.model_dump(mode="json").items()
+    def start_gateway(self, *command: str, env: Mapping[str, str] = MappingProxyType({})) -> None:
+        """Start the gateway, or a ``command`` that is one; returns when it answers."""
+        self.gateway = self._start(command or ("koala", "serve"), env)
+        eventually(lambda: self._answers("/healthz"), _START_SECONDS)
+
+    def start_own_worker(self, env: Mapping[str, str]) -> None:
+        """Start a worker as a user does, with an environment of its own; that takes longer."""
+        self.others.append(self._start(("koala", "work"), env))
+
+    def _start(self, command: Sequence[str], env: Mapping[str, str]) -> subprocess.Popen[bytes]:
+        ours = {
+            f"KOALA_{name.upper()}": (
+                value.get_secret_value() if isinstance(value, SecretStr) else str(value)
+            )
+            for name, value in self.settings.model_dump().items()
             if value is not None
         }
         with self.log.open("ab") as log:
-            self.gateway = subprocess.Popen(
-                [sys.executable, "-m", "koala", "serve"], env={**os.environ, **env}, stderr=log
+            return subprocess.Popen(
+                [sys.executable, "-m", *command], env={**os.environ, **ours, **env}, stderr=log
             )
-        eventually(lambda: self._answers("/healthz"), _START_SECONDS)
 
     def stop_gateway(self) -> int:
         """Ask the gateway to end; its exit code."""
@@ -156,7 +168,7 @@ class Parts:
         for worker in self.workers:
             worker.kill()
             worker.join()
-        for process in (self.gateway, self.valkey):
+        for process in (*self.others, self.gateway, self.valkey):
             if process is not None:
                 # What is frozen cannot end.
                 with suppress(ProcessLookupError):

@@ -1,6 +1,7 @@
 """The playground in a real browser, before the real service."""
 
 import re
+from datetime import datetime, timedelta
 
 import httpx
 import pytest
@@ -77,6 +78,17 @@ def test_a_page_that_was_left_in_the_middle_goes_on_where_it_was(page: Page) -> 
     expect(page.locator("#gallery img")).to_have_count(4)
     page.reload()
     expect(page.locator("#gallery img")).to_have_count(4)
+
+
+def test_a_browser_whose_clock_is_wrong_keeps_its_images(page: Page) -> None:
+    page.clock.set_fixed_time(datetime.now() + timedelta(days=2))
+    generate(page, seed=7)
+    expect(page.locator("#gallery img")).to_have_count(1)
+
+    page.reload()
+
+    expect(page.locator("#service")).to_contain_text("Draws with koala-demo")
+    assert images(page) == [PROMPT]
 
 
 def test_an_image_can_be_used_again_varied_downloaded_and_removed(page: Page) -> None:

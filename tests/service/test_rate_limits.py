@@ -11,6 +11,7 @@ import openai
 import pytest
 import redis
 
+from koala.clock import AsyncRedisClock
 from koala.connections import connect_async
 from koala.settings import Settings
 from service.rate_limits import RateLimits, caller
@@ -150,7 +151,9 @@ def test_without_redis_nobody_is_let_past(settings: Settings, tmp_path: Path) ->
         unreachable = settings.model_copy(update={"redis_url": url, "rate_limit": "5/minute"})
         connection = connect_async(unreachable)
         try:
-            await RateLimits(connection, unreachable).spend("somebody", None)
+            await RateLimits(connection, unreachable, AsyncRedisClock(connection)).spend(
+                "somebody", None
+            )
         finally:
             await connection.aclose()
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import httpcore
 import pytest
 
+from koala.clock import RedisClock
 from service.webhooks import sender
 from service.webhooks.guard import AddressRefused, GuardedBackend
 from service.webhooks.sender import Answer, Sender, Undelivered
@@ -17,7 +18,9 @@ from tests.service.webhook_rig import SECRET, receiving
 
 
 async def sent(url: str, *, allow_private: bool) -> Answer:
-    postman = Sender([SECRET], allow_private=allow_private)
+    clock = RedisClock()
+    clock.learn(0.0, 1.8e9, 0.0)
+    postman = Sender([SECRET], clock, allow_private=allow_private)
     try:
         return await postman.send(url, "job_1", "{}")
     finally:

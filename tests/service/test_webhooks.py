@@ -4,6 +4,7 @@ import socket
 import time
 from collections.abc import Iterator
 from datetime import datetime
+from email.utils import formatdate
 from typing import Any
 
 import pytest
@@ -190,6 +191,18 @@ def test_the_receiver_can_ask_for_more_time(
     wait_until(lambda: count(served, "retried") == 1)
     wait_until(lambda: outbox(worker)[job_id] > time.time() + 900)
     assert outbox(worker)[job_id] < time.time() + 1001
+
+
+def test_a_receiver_whose_clock_is_wrong_is_asked_for_no_other_time_than_it_means(
+    served: Served, worker: FakeWorker, receiver: Receiver
+) -> None:
+    now = time.time() - 86_400
+    dates = [formatdate(moment, usegmt=True) for moment in (now, now + 1000)]
+    receiver.answers = [(503, dict(zip(("Date", "Retry-After"), dates, strict=True)))]
+    job_id = submit(served, receiver.url)
+    worker.finish(worker.take())
+    wait_until(lambda: count(served, "retried") == 1)
+    wait_until(lambda: outbox(worker)[job_id] > time.time() + 900)
 
 
 def test_a_job_that_expired_is_told_no_more(served: Served, worker: FakeWorker) -> None:

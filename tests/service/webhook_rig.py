@@ -83,8 +83,8 @@ def receiving() -> Iterator[Receiver]:
             receiver.hold.wait(30)
             with lock:
                 receiver.open_now -= 1
-            self.send_response(status)
-            for name, value in more.items():
+            self.send_response_only(status)
+            for name, value in ({"Date": self.date_time_string()} | more).items():
                 self.send_header(name, value)
             self.send_header("Content-Length", "0")
             self.end_headers()

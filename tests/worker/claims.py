@@ -2,6 +2,8 @@
 
 from rq.executions import Execution
 
+from koala.clock import RedisClock
+from koala.settings import Settings
 from tests.worker.rig import MODEL, Rig
 from worker.admission import Admission
 from worker.fencing import FencedJob
@@ -19,13 +21,20 @@ def admission(rig: Rig, worker: InflightWorker) -> Admission:
 
 def leases(rig: Rig) -> Leases:
     """The leases of a worker."""
-    return Leases(Scripts(rig.redis, rig.settings), rig.settings)
+    return Leases(scripts(rig, rig.settings), rig.settings)
 
 
 def reaper(rig: Rig, **changes: object) -> Reaper:
     """The reaper of another worker."""
     changed = rig.settings.model_copy(update=changes)
-    return Reaper(Scripts(rig.redis, changed), changed)
+    return Reaper(scripts(rig, changed), changed)
+
+
+def scripts(rig: Rig, settings: Settings) -> Scripts:
+    """The scripts of a worker."""
+    clock = RedisClock()
+    clock.ask(rig.redis)
+    return Scripts(rig.redis, settings, clock)
 
 
 def pop(rig: Rig, worker: InflightWorker) -> FencedJob:

@@ -12,6 +12,7 @@ from rq.job import Job
 from rq.serializers import JSONSerializer
 
 from koala.cancelling import Cancelled
+from koala.clock import RedisClock
 from koala.connections import connect_async
 from koala.events import JobEvent, decode
 from koala.keys import Keys
@@ -163,9 +164,12 @@ class Rig:
         """A new worker; ``kwargs`` replace what it is made of."""
         self.workers += 1
         connection = redis.Redis.from_url(self.settings.resolved_redis_url)
+        clock = RedisClock()
+        clock.ask(connection)
         parts: dict[str, Any] = {
             "settings": self.settings,
             "connection": connection,
+            "clock": clock,
             "engine": engine or self.engine,
             "gallery": Gallery(ImageStore(self.settings.resolved_image_store), describe),
             "model": MODEL,

@@ -1,6 +1,7 @@
 """Who holds a job: leases, the fence at a job's end, and the reaper."""
 
 import time
+from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 
 import pytest
@@ -11,6 +12,8 @@ from koala.settings import Settings
 from tests.worker.claims import admission, leases, pending, pop, reaper
 from tests.worker.rig import FakeEngine, Rig
 from worker.fencing import AlreadyEnded, LeaseLost
+
+CENTURY = 100 * 365 * 86_400
 
 
 def test_only_one_of_two_workers_gets_a_job(rig: Rig) -> None:
@@ -299,10 +302,65 @@ def test_rq_never_fails_a_job_that_the_reaper_would_put_back(rig: Rig) -> None:
     assert admission(rig, worker).claim(pop(rig, worker))
     queue = Queue(rig.settings.queue, connection=rig.redis, serializer=JSONSerializer)
 
-    # A day without any worker, and somebody looks with `rq info`.
-    queue.started_job_registry.cleanup(timestamp=time.time() + 86_400)
+    # `rq info` on a machine that takes this for another century.
+    queue.started_job_registry.cleanup(timestamp=time.time() + CENTURY)
 
     assert rig.record(job_id).state == "in_progress"
+    assert queue.started_job_registry.get_job_count(cleanup=False) == 1
+
+
+@pytest.mark.parametrize("off_by", [CENTURY, -CENTURY // 4])
+def test_a_worker_with_a_wrong_clock_leaves_rqs_registries_alone(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, off_by: int
+) -> None:
+    wrong = datetime.now(UTC) + timedelta(seconds=off_by)
+    # What RQ reckons with wherever it writes or compares scores.
+    monkeypatch.setattr("rq.utils.now", lambda: wrong)
+    finished = rig.submit()
+    rig.work()
+    failed = rig.submit(prompt="broken")
+    rig.work()
+    running = rig.submit()
+    worker = rig.worker()
+    assert admission(rig, worker).claim(pop(rig, worker))
+
+    other = rig.worker()
+    other.run_maintenance_tasks()
+    other._upkeep.reap()
+
+    assert rig.record(running).state == "in_progress"
+    scores = {
+        name: rig.redis.zscore(getattr(rig.keys, name), job_id)
+        for name, job_id in (("finished", finished), ("failed", failed))
+    }
+    seconds, _ = rig.redis.time()
+    for name, score in scores.items():
+        assert score is not None, name
+        assert abs(score - seconds - rig.settings.result_ttl) < 60, name
+
+
+def test_what_has_expired_by_redis_leaves_the_registries(rig: Rig) -> None:
+    seconds, _ = rig.redis.time()
+    for registry in (rig.keys.finished, rig.keys.failed, rig.keys.cancelled):
+        rig.redis.zadd(registry, {"gone": seconds - 1, "there": seconds + 60})
+
+    reaper(rig).reap()
+
+    for registry in (rig.keys.finished, rig.keys.failed, rig.keys.cancelled):
+        assert rig.redis.zrange(registry, 0, -1) == [b"there"]
+
+
+def test_executions_of_jobs_that_do_not_run_leave_rqs_registry(rig: Rig) -> None:
+    job_id = rig.submit()
+    worker = rig.worker()
+    execution = admission(rig, worker).claim(pop(rig, worker))
+    assert execution is not None
+    left = {f"{job_id}:another": 1, "job_gone:token": 1, "no execution": 1}
+    rig.redis.zadd(rig.keys.started, left)
+
+    reaper(rig).reap()
+
+    assert rig.redis.zrange(rig.keys.started, 0, -1) == [execution.composite_key.encode()]
 
 
 def test_the_index_forgets_expired_jobs(rig: Rig) -> None:

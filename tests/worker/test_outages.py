@@ -164,7 +164,7 @@ def test_a_refusal_that_cannot_be_written_down_is_left_to_the_next_worker(
     frozen, rig = server
     job_id = rig.submit(model="another")
     worker = impatient(rig)
-    landing = Landing(worker, rig.metrics, Report(worker.name, rig.metrics, None))
+    landing = Landing(worker, rig.metrics, Report(worker.name, rig.metrics, worker.clock, None))
     strays = strays_of(rig)
     admission = Admission(worker, leases(rig), strays, rig.settings, MODEL)
     real = worker.fail

@@ -12,7 +12,12 @@ from rq.executions import Execution
 from rq.intermediate_queue import IntermediateQueue
 from rq.job import Job
 from rq.queue import Queue
-from rq.registry import StartedJobRegistry
+from rq.registry import (
+    CanceledJobRegistry,
+    FailedJobRegistry,
+    FinishedJobRegistry,
+    StartedJobRegistry,
+)
 from rq.worker import BaseWorker, SimpleWorker
 
 from koala.keys import Keys
@@ -50,7 +55,8 @@ def test_the_release_is_the_one_that_was_read() -> None:
         (Job.restore, ["self", "raw_data"]),
         (Job.prepare_for_execution, ["self", "worker_name", "pipeline"]),
         (Execution.create, ["job", "ttl", "pipeline", "worker_name"]),
-        (Execution.heartbeat, ["self", "started_job_registry", "ttl", "pipeline"]),
+        (Execution.save, ["self", "ttl", "pipeline"]),
+        (StartedJobRegistry.add_execution, ["self", "execution", "pipeline", "ttl", "xx"]),
         (StartedJobRegistry.cleanup, ["self", "timestamp", "exception_handlers"]),
         (handle_command, ["worker", "payload"]),
         (parse_payload, ["payload"]),
@@ -111,6 +117,12 @@ def test_keys_are_where_the_scripts_look_for_them() -> None:
     assert Queue.redis_queue_namespace_prefix + "koala" == keys.pending
     assert IntermediateQueue.get_intermediate_queue_key(keys.pending) == keys.intermediate
     assert registry.key == keys.started
+    for kind, key in (
+        (FinishedJobRegistry, keys.finished),
+        (FailedJobRegistry, keys.failed),
+        (CanceledJobRegistry, keys.cancelled),
+    ):
+        assert kind("koala", connection=connection).key == key  # type: ignore[arg-type]
     assert Job.key_for("job") == keys.job("job")
     assert execution.key == "rq:execution:job:token"
     assert execution.composite_key == "job:token"

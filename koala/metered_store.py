@@ -1,9 +1,8 @@
 """The image store with a meter on it: how long its calls take, and how many fail."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
@@ -11,7 +10,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 from koala.store import ImageStore
 
 _BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
-_OPERATIONS: Final = ("put", "get", "delete")
+_OPERATIONS: Final = ("put", "get", "delete", "list")
 
 
 class StoreMetrics:
@@ -67,10 +66,10 @@ class MeteredStore(ImageStore):
         with self._metered("delete"):
             super().delete(name)
 
-    def delete_older(self, than: datetime, keep: Callable[[str], bool]) -> list[str]:
-        """As :meth:`ImageStore.delete_older`."""
-        with self._metered("delete"):
-            return super().delete_older(than, keep)
+    def names(self) -> list[str]:
+        """As :meth:`ImageStore.names`."""
+        with self._metered("list"):
+            return super().names()
 
     @contextmanager
     def _metered(self, operation: str) -> Iterator[None]:

@@ -1,9 +1,8 @@
 """The image store: a folder, or anything else that fsspec reaches."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 from uuid import uuid4
@@ -88,53 +87,38 @@ class ImageStore:
         return data
 
     def delete(self, name: str) -> None:
-        """Remove an image, if it is there.
+        """Remove an image or a half of one, if it is there.
 
         Raises:
-            ValueError: ``name`` is no image name.
+            ValueError: ``name`` is the name of neither.
             OSError: The store is read-only or out of reach.
         """
-        if not IMAGE_NAME.fullmatch(name):
+        if not _is_ours(name):
             raise ValueError(f"not an image name: {name!r}")
         with suppress(FileNotFoundError), _os_errors():
             self._fs.rm_file(f"{self._root}/{name}")
 
-    def delete_older(self, than: datetime, keep: Callable[[str], bool]) -> list[str]:
-        """Remove images last written before ``than``, halves of images too; the names removed.
-
-        Other files are left alone.
-
-        Args:
-            than: An aware time.
-            keep: Says of an image's name that it is to stay.
+    def names(self) -> list[str]:
+        """Names of all images, and of the halves that killed workers left; not of other files.
 
         Raises:
-            OSError: The store is read-only or out of reach.
+            OSError: The store is out of reach.
         """
-        removed = []
         try:
             with _os_errors():
                 paths = self._fs.ls(self._root, detail=False, refresh=True)
         except FileNotFoundError:
             return []
-        for path in paths:
-            name = path.rsplit("/", 1)[-1]
-            if not (_HALF.fullmatch(name) or (IMAGE_NAME.fullmatch(name) and not keep(name))):
-                continue
-            # Somebody else may sweep the same store.
-            with suppress(FileNotFoundError), _os_errors():
-                modified = self._fs.modified(path)
-                if modified.tzinfo is None:
-                    modified = modified.replace(tzinfo=UTC)
-                if modified < than:
-                    self._fs.rm_file(path)
-                    removed.append(name)
-        return removed
+        return [name for path in paths if _is_ours(name := path.rsplit("/", 1)[-1])]
 
     @staticmethod
     def media_type(name: str) -> str:
         """The media type of an image, from its name."""
         return MEDIA_TYPES[name.rsplit(".", 1)[1]]
+
+
+def _is_ours(name: str) -> bool:
+    return (IMAGE_NAME.fullmatch(name) or _HALF.fullmatch(name)) is not None
 
 
 @contextmanager

@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import fsspec
@@ -119,23 +118,20 @@ def test_what_was_put_is_got_until_it_is_deleted(s3: str) -> None:
         store.get(NAME)
 
 
-def test_old_images_are_swept_and_kept_ones_stay(s3: str) -> None:
-    store = ImageStore("s3://koala/sweep")
+def test_images_are_listed_and_nothing_else_is(s3: str) -> None:
+    store = ImageStore("s3://koala/list")
     names = [f"{digit * 32}-0.png" for digit in "abc"]
-    assert store.delete_older(datetime.now(UTC), lambda name: False) == []
+    assert store.names() == []
     for name in names:
         store.put(name, b"data")
-    hour = timedelta(hours=1)
-    assert store.delete_older(datetime.now(UTC) - hour, lambda name: False) == []
-    swept = store.delete_older(datetime.now(UTC) + hour, lambda name: name == names[0])
-    assert sorted(swept) == names[1:]
-    assert store.get(names[0]) == b"data"
+    httpx.put(f"{s3}/koala/list/notes.txt", content=b"data").raise_for_status()
+    assert sorted(store.names()) == names
 
 
 def test_an_image_that_others_store_is_there_although_the_store_was_listed_before(s3: str) -> None:
     store = ImageStore("s3://koala/listed")
     store.put(NAME, b"data")
-    store.delete_older(datetime.now(UTC), lambda name: True)
+    assert store.names() == [NAME]
     late = f"{'f' * 32}-0.png"
     httpx.put(f"{s3}/koala/listed/{late}", content=b"data").raise_for_status()
     assert store.get(late) == b"data"

@@ -15,9 +15,13 @@ from koala.keys import Keys
 from koala.settings import Settings
 from koala.spec import JobSpec
 from koala.store import ImageStore
+from service import retention as retention_module
 from service.retention import Retention
 from tests.service.fakes import picture
 from tests.support import spec
+
+# So long a job may be in flight, and an hour.
+AGE = Settings().event_ttl + 3600
 
 
 @pytest.fixture
@@ -85,6 +89,7 @@ def test_of_two_gateways_one_sweeps(settings: Settings, store: ImageStore) -> No
 def test_what_no_job_will_ever_tell_of_is_removed_and_nothing_else(
     settings: Settings, store: ImageStore
 ) -> None:
+    # Files look as old as a wrong clock makes them.
     known, orphan, fresh = spec(), spec(), spec()
     [known_name], [orphan_name], [fresh_name] = (
         store_images(store, job) for job in (known, orphan, fresh)
@@ -93,17 +98,64 @@ def test_what_no_job_will_ever_tell_of_is_removed_and_nothing_else(
     half = f".{orphan_name}.0123abcd"
     (folder / half).touch()
     (folder / "notes.txt").touch()
-    for name in (known_name, orphan_name, half, "notes.txt"):
+    for name in (known_name, orphan_name, fresh_name, half, "notes.txt"):
         os.utime(folder / name, (1, 1))
 
     async def use(retention: Retention, connection: redis.asyncio.Redis) -> None:
-        await connection.zadd(
-            Keys("koala").images, {ExpiringImages.of(known).encode(): time.time() + 60}
-        )
+        keys = Keys("koala")
+        await connection.zadd(keys.images, {ExpiringImages.of(known).encode(): time.time() + 60})
         await retention.remove_orphans()
+        assert len(files(settings)) == 5, "it goes by the times of files"
+        # So long nobody told of two of them.
+        await connection.zincrby(keys.orphans, -AGE, orphan_name)
+        await connection.zincrby(keys.orphans, -AGE, half)
+        await connection.zincrby(keys.orphans, 60 - AGE, fresh_name)
+        await retention.remove_orphans()
+        assert await connection.zrange(keys.orphans, 0, -1) == [fresh_name.encode()]
 
     sweeping(settings, use)
     assert files(settings) == sorted([known_name, fresh_name, "notes.txt"])
+
+
+def test_an_image_whose_job_ends_after_all_is_no_orphan_any_more(
+    settings: Settings, store: ImageStore
+) -> None:
+    slow = spec()
+    names = store_images(store, slow)
+
+    async def use(retention: Retention, connection: redis.asyncio.Redis) -> None:
+        keys = Keys("koala")
+        await retention.remove_orphans()
+        await connection.zincrby(keys.orphans, -AGE, names[0])
+        await connection.zadd(keys.images, {ExpiringImages.of(slow).encode(): time.time() + 60})
+        await retention.remove_orphans()
+        assert await connection.exists(keys.orphans) == 0
+
+    sweeping(settings, use)
+    assert files(settings) == names
+
+
+def test_of_very_many_orphans_a_part_is_noted_at_a_time(
+    settings: Settings, store: ImageStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retention_module, "_MOST_ORPHANS", 3)
+    monkeypatch.setattr(retention_module, "_PER_COMMAND", 2)
+    for _ in range(5):
+        store_images(store, spec())
+
+    async def use(retention: Retention, connection: redis.asyncio.Redis) -> None:
+        keys = Keys("koala")
+        for noted in (3, 2):
+            await retention.remove_orphans()
+            names = await connection.zrange(keys.orphans, 0, -1)
+            assert len(names) == noted
+            for name in names:
+                await connection.zincrby(keys.orphans, -AGE, name)
+            await retention.remove_orphans()
+        assert await connection.exists(keys.orphans) == 0
+
+    sweeping(settings, use)
+    assert files(settings) == []
 
 
 def test_a_store_that_is_not_there_yet_has_no_orphans(settings: Settings) -> None:

@@ -51,7 +51,8 @@ def add(
             priority=priority,
             rate_limit=rate_limit,
             max_queued=max_queued,
-            created_at=datetime.now(UTC).replace(microsecond=0),
+            # Only shown.
+            created_at=datetime.now(UTC).replace(microsecond=0),  # noqa: TID251
         )
         add_key(path, key)
     except ValidationError as error:

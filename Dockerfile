@@ -7,7 +7,7 @@ ENV PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /build
 # The environments that are copied later on need no pip, so one installs into them from outside.
 RUN python3 -m venv /opt/pip && python3 -m venv --without-pip /opt/koala
-COPY pyproject.toml constraints.txt README.md ./
+COPY pyproject.toml constraints.txt README.md LICENSE NOTICE ./
 
 FROM builder AS gateway-packages
 ARG GATEWAY_EXTRAS=s3,otel
@@ -53,6 +53,7 @@ ENV PATH=/opt/koala/bin:$PATH \
     KOALA_METRICS_HOST=0.0.0.0 \
     KOALA_METRICS_PORT=9101
 WORKDIR /app
+COPY LICENSE NOTICE ./
 COPY --from=code /app/koala koala
 COPY --from=code /app/worker worker
 USER 10001:10001
@@ -81,6 +82,7 @@ ENV HF_HOME=/models/huggingface \
     NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
 COPY --from=worker-packages /opt/koala /opt/koala
+# What koala/data/demo links to.
 COPY --from=code /app/models models
 EXPOSE 9101
 # The first start downloads the model, so health comes late.

@@ -118,6 +118,12 @@ check_user() {
   say "$1: runs as user 10001"
 }
 
+check_licence() {
+  run_in "$1" cat /app/LICENSE | cmp --silent - LICENSE || refuse "$1: no LICENSE"
+  run_in "$1" cat /app/NOTICE | cmp --silent - NOTICE || refuse "$1: no NOTICE"
+  say "$1: has LICENSE and NOTICE"
+}
+
 check_size() {
   local root bytes
   root=$(buildah "${store[@]}" mount "$1")
@@ -160,6 +166,7 @@ server=${REDIS_SERVER:-$(command -v redis-server || command -v valkey-server ||
 start redis "$server" --bind 127.0.0.1 --port "$redis_port" --save "" --dir "$work"
 for image in gateway worker; do
   check_user "$image"
+  check_licence "$image"
   check_size "$image"
 done
 if run_in gateway python -c 'import torch' 2>/dev/null; then

@@ -16,8 +16,9 @@ from transformers import CLIPTokenizer
 
 from distill.model import Denoiser, build_scheduler
 from distill.tokenizer import save_tokenizer
+from koala.catalogue import DEMO_FOLDER
 
-MODEL_DIR: Final = Path(__file__).resolve().parent.parent / "models" / "demo"
+MODEL_DIR: Final = DEMO_FOLDER
 # Files of the folder that no export writes, and that every export therefore carries over.
 M = TypeVar("M", bound=nn.Module)
 KEPT: Final = ("README.md", "metrics.json", "samples.png")

@@ -10,7 +10,8 @@ from pydantic import BaseModel, ConfigDict
 from koala.errors import ModelNotFound
 from koala.spec import Quality
 
-DEMO_FOLDER: Final = Path(__file__).resolve().parent.parent / "models" / "demo"
+# A link to models/demo in the repository, a folder in a wheel.
+DEMO_FOLDER: Final = (Path(__file__).parent / "data" / "demo").resolve()
 
 _TRAILING: Final[Mapping[str, Any]] = {"timestep_spacing": "trailing"}
 

@@ -66,13 +66,19 @@ def wait_until_ready(
 
 
 @contextmanager
-def running(folder: Path, **env: str) -> Iterator[Stack]:
+def running(
+    folder: Path, *, python: str | Path = sys.executable, cwd: Path | None = None, **env: str
+) -> Iterator[Stack]:
     """``koala up`` as a user starts it, on a free port, with its data in ``folder``."""
     settings = Settings(data_dir=folder, port=free_port())
     env = {"KOALA_DATA_DIR": str(folder), "KOALA_PORT": str(settings.port)} | env
     with (folder / "log.txt").open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "koala", "up"], env=os.environ | env, stdout=log, stderr=log
+            [python, "-m", "koala", "up"],
+            cwd=cwd,
+            env=os.environ | env,
+            stdout=log,
+            stderr=log,
         )
         base_url = f"http://127.0.0.1:{settings.port}"
         try:

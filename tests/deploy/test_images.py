@@ -30,6 +30,13 @@ def test_neither_image_runs_as_root() -> None:
     assert "USER root" not in text
 
 
+def test_both_images_hold_licence_and_notice() -> None:
+    text = (compose.ROOT / "Dockerfile").read_text()
+    for target in ("gateway", "worker"):
+        assert f"FROM runtime AS {target}\n" in text
+    assert "\nWORKDIR /app\nCOPY LICENSE NOTICE ./\n" in text.partition(" AS runtime\n")[2]
+
+
 def test_the_context_holds_what_the_dockerfile_copies() -> None:
     ignored = (compose.ROOT / ".dockerignore").read_text().splitlines()
     for line in (compose.ROOT / "Dockerfile").read_text().splitlines():

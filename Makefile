@@ -84,18 +84,23 @@ verify-s3: $(VENV)/.test
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.run: $(BIN)/python pyproject.toml constraints.txt
-	$(PIP) install --quiet --constraint constraints.txt --editable '.[worker,embedded]'
+# The build of torch that the machine can use, or the one of TORCH_INDEX; what is there is kept.
+TORCH_INDEX ?=
+$(VENV)/constraints.txt: $(BIN)/python constraints.txt deploy/torch_build.py
+	$(BIN)/python deploy/torch_build.py --index='$(TORCH_INDEX)' --output=$@
+
+$(VENV)/.run: $(VENV)/constraints.txt pyproject.toml
+	$(PIP) install --quiet --constraint $< --editable '.[worker,embedded]'
 	touch $@
 
-$(VENV)/.test: $(VENV)/.run
-	$(PIP) install --quiet --constraint constraints.txt --editable '.[worker,embedded,distill,test]'
+$(VENV)/.test: $(VENV)/constraints.txt $(VENV)/.run
+	$(PIP) install --quiet --constraint $< --editable '.[worker,embedded,distill,test]'
 	command -v chromium >/dev/null || $(INSTALL_CHROMIUM)
 	command -v promtool >/dev/null || [ -x $(PROMETHEUS) ] || ($(INSTALL_PROMETHEUS))
 	touch $@
 
-$(VENV)/.bench: $(VENV)/.run
-	$(PIP) install --quiet --constraint constraints.txt --editable '.[worker,embedded,bench]'
+$(VENV)/.bench: $(VENV)/constraints.txt $(VENV)/.run
+	$(PIP) install --quiet --constraint $< --editable '.[worker,embedded,bench]'
 	touch $@
 
 clean:

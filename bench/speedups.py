@@ -16,6 +16,7 @@ from rich.table import Table
 
 from koala.catalogue import DEMO_FOLDER, resolve
 from worker.engine import Engine, Failed, Finished, ResidentPipeline, SampleRequest, SpeedUps
+from worker.engine.speedups import cpu_computes
 
 Maker: TypeAlias = Callable[[ResidentPipeline, int], Callable[[], object]]
 
@@ -179,7 +180,7 @@ def main(
             "torch": torch.__version__,
             "threads": torch.get_num_threads(),
             "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-            "bf16_in_hardware": torch.ops.mkldnn._is_mkldnn_bf16_supported(),
+            "bf16_in_hardware": cpu_computes(torch.bfloat16),
             "rounds": rounds,
             "figures": figures,
         }

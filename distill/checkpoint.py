@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import AdamW
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from distill import parallel
 
@@ -63,9 +64,10 @@ class Average(Generic[M]):
     @torch.no_grad()
     def update(self, module: M, step: int) -> None:
         """Take one step towards ``module``'s weights."""
-        weight = 1.0 - min(self.decay, (1 + step) / (10 + step))
+        decay = min(self.decay, (1 + step) / (10 + step))
+        towards = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
         averages = [p.detach() for p in self.module.parameters()]
-        torch._foreach_lerp_(averages, [p.detach() for p in module.parameters()], weight)
+        towards(averages, [p.detach() for p in module.parameters()], step)
 
 
 class TrainState(Generic[M]):

@@ -1,5 +1,8 @@
 """The U-Net through ``torch.compile``, its rows padded so that few shapes are compiled."""
 
+import os
+import shutil
+import sys
 import time
 import warnings
 from typing import Any, Final, Protocol
@@ -8,8 +11,6 @@ import structlog
 import torch
 import torch._dynamo
 from torch._dynamo.exc import TorchDynamoException
-from torch._inductor.cpp_builder import get_cpp_compiler
-from torch._inductor.exc import InvalidCxxCompiler
 
 log = structlog.get_logger()
 
@@ -120,12 +121,12 @@ class CompiledUNet:
         Raises:
             CompileError: There is no compiler, or it does not work.
         """
+        if self._unet.device.type == "cpu":
+            # Else it would be missed only after most of the work is done.
+            _check_compiler()
         like = {"device": self._unet.device, "dtype": self._unet.dtype}
         rows = self._padded.bucket(2)
         try:
-            if self._unet.device.type == "cpu":
-                # Else it would be missed only after most of the work is done.
-                get_cpp_compiler()
             self._compile(
                 rows,
                 torch.zeros(rows, self._unet.config.in_channels, *self._native, **like),
@@ -139,7 +140,7 @@ class CompiledUNet:
                 },
                 return_dict=False,
             )
-        except (InvalidCxxCompiler, TorchDynamoException) as error:
+        except TorchDynamoException as error:
             raise CompileError(_first_line(error)) from error
 
     def __call__(
@@ -191,6 +192,13 @@ class CompiledUNet:
         self._buckets[rows] = True
         log.info("compiled the U-Net", rows=rows, seconds=round(time.perf_counter() - start, 1))
         return output
+
+
+def _check_compiler() -> None:
+    # By torch's own variable and default.
+    name = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
+    if shutil.which(name) is None:
+        raise CompileError(f"there is no C++ compiler {name!r} (CXX)")
 
 
 def _first_line(error: Exception) -> str:

@@ -1,5 +1,6 @@
 """Optional speed-ups of a loaded model: memory format, fused projections, torch.compile."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -62,6 +63,15 @@ def speed_up(pipeline: Any, speed_ups: SpeedUps) -> UNetCall:
     return compiled
 
 
+def cpu_computes(dtype: torch.dtype) -> bool:
+    """Whether this CPU computes in ``dtype`` rather than emulating it."""
+    known: dict[torch.dtype, Callable[[], bool]] = {
+        torch.float16: torch.ops.mkldnn._is_mkldnn_fp16_supported,
+        torch.bfloat16: torch.ops.mkldnn._is_mkldnn_bf16_supported,
+    }
+    return dtype not in known or known[dtype]()
+
+
 def _fuse_qkv(unet: Any) -> None:
     try:
         unet.fuse_qkv_projections()
@@ -78,10 +88,7 @@ def _fuse_qkv(unet: Any) -> None:
 def _warn_of_slow_dtype(device: torch.device, dtype: torch.dtype) -> None:
     supported = True
     if device.type == "cpu":
-        if dtype == torch.float16:
-            supported = torch.ops.mkldnn._is_mkldnn_fp16_supported()
-        elif dtype == torch.bfloat16:
-            supported = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        supported = cpu_computes(dtype)
     elif is_cuda(device) and dtype == torch.bfloat16:
         supported = computes_bfloat16()
     if not supported:

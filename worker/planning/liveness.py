@@ -1,13 +1,12 @@
 """Counts the bytes of tensors that are alive while a model runs, and their peak."""
 
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
 import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
 
 from worker.planning.attention import Attention
 
@@ -45,14 +44,14 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         """Run the operator, then count what it made."""
         output = func(*args, **(kwargs or {}))
-        for value in tree_iter(output):
-            if isinstance(value, torch.Tensor):
-                self._watch(value)
+        for tensor in _tensors(output):
+            self._watch(tensor)
         return output
 
     def _watch(self, tensor: torch.Tensor) -> None:
         storage = tensor.untyped_storage()
-        key = storage._cdata
+        # torch gives the same object for as long as the storage is alive.
+        key = id(storage)
         if key in self._storages:
             return
         size = -(-storage.nbytes() // BLOCK_BYTES) * BLOCK_BYTES
@@ -88,6 +87,15 @@ class FixedAttention(TorchFunctionMode):
         if func is not torch.nn.functional.scaled_dot_product_attention:
             return func(*args, **kwargs)
         return _attend(self._attention, *args, **kwargs)
+
+
+def _tensors(output: Any) -> Iterator[torch.Tensor]:
+    """Those that an operator returned: one, a sequence of them, or none."""
+    if isinstance(output, torch.Tensor):
+        yield output
+    elif isinstance(output, (tuple, list)):
+        for value in output:
+            yield from _tensors(value)
 
 
 def _attend(

@@ -1,5 +1,6 @@
 """A padded call gives what the call alone gives, and what a failing compiler leads to."""
 
+import sys
 from typing import Any
 
 import pytest
@@ -100,7 +101,7 @@ def test_a_bucket_that_cannot_be_compiled_later_runs_uncompiled_and_says_so_once
 def test_a_start_at_which_compiling_fails_is_refused_in_one_line(
     pipeline: ResidentPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("worker.engine.compiled.get_cpp_compiler", lambda: "g++")
+    monkeypatch.setenv("CXX", sys.executable)
     unet = CompiledUNet(pipeline._unet)
     unet._compiled = _no_compiler
     with pytest.raises(CompileError, match=r"^no compiler$"):

@@ -76,7 +76,7 @@ def test_pages_elsewhere_may_show_an_image(served: Served) -> None:
     assert response.headers["cross-origin-resource-policy"] == "cross-origin"
 
 
-def test_the_docs_page_is_allowed_its_own_scripts_and_no_other(api: Served) -> None:
+def test_the_docs_page_is_allowed_this_servers_files_and_no_others(api: Served) -> None:
     response = api.http.get("/docs")
     page, policy = response.text, response.headers["content-security-policy"]
     directives = dict(part.strip().split(" ", 1) for part in policy.split(";"))
@@ -84,10 +84,30 @@ def test_the_docs_page_is_allowed_its_own_scripts_and_no_other(api: Served) -> N
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     [source] = re.findall(r'<script src="([^"]+)"', page)
     [style] = re.findall(r'<link[^>]*rel="stylesheet" href="([^"]+)"', page)
-    assert directives["script-src"].split() == [source, f"'sha256-{digest}'"]
-    assert style in directives["style-src"].split()
+    assert directives["script-src"].split() == ["'self'", f"'sha256-{digest}'"]
+    assert directives["style-src"] == "'self'"
     assert directives["connect-src"] == "'self'"
+    assert "//" not in policy
     assert "url: 'openapi.json'" in script
+    [icon] = re.findall(r'<link[^>]*rel="shortcut icon" href="([^"]+)"', page)
+    for part in (source, style, icon):
+        assert "//" not in part
+        assert api.http.get(f"/{part}").status_code == 200
+
+
+def test_a_browser_that_has_a_part_of_the_docs_page_is_told_so(api: Served) -> None:
+    first = api.http.get("/docs/swagger-ui.css")
+    assert first.headers["cache-control"] == "no-cache"
+    again = api.http.get("/docs/swagger-ui.css", headers={"If-None-Match": first.headers["etag"]})
+    assert (again.status_code, again.content) == (304, b"")
+    assert api.http.head("/docs/swagger-ui.css").headers["etag"] == first.headers["etag"]
+
+
+@pytest.mark.parametrize("name", ["redoc.standalone.js", "..%2fcore.py", "%2e%2e%2fcore.py", ""])
+def test_nothing_else_can_be_had_below_the_docs_page(api: Served, name: str) -> None:
+    response = api.http.get(f"/docs/{name}")
+    assert response.status_code == 404
+    assert response.json()["error"]["type"] == "invalid_request_error"
 
 
 def test_pages_elsewhere_may_not_call_the_api_unless_they_are_named(api: Served) -> None:

@@ -4,11 +4,12 @@ The same rules choose what to download and check what is there. Weights are safe
 pickles run code when they are loaded; of two number formats the fp16 variant is enough.
 """
 
-import json
 import re
 from collections.abc import Collection
 from pathlib import Path
 from typing import Final
+
+from koala.tensor_file import TensorFileError, read_header
 
 PARTS_WITH_WEIGHTS: Final = ("unet", "vae", "text_encoder", "text_encoder_2")
 INDEX: Final = "model_index.json"
@@ -20,9 +21,6 @@ _SHARD: Final = re.compile(r"-(\d{5})-of-(\d{5})")
 # What diffusers and transformers look for; files beside them, such as a VAE for other programs,
 # are no weights of the part.
 _STEMS: Final = ("diffusion_pytorch_model", "model")
-_LENGTH_BYTES: Final = 8
-# The format's own bound.
-_LONGEST_HEADER: Final = 100_000_000
 
 
 class CheckpointError(Exception):
@@ -124,24 +122,11 @@ def check_weights(path: Path, complaint: str) -> None:
     Raises:
         CheckpointError: It is not, or its header cannot be read.
     """
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
-        if size < _LENGTH_BYTES or not 2 <= length <= _LONGEST_HEADER:
-            raise CheckpointError(f"{complaint}: it is no safetensors file")
-        text = file.read(length)
-    if len(text) < length:
-        raise CheckpointError(f"{complaint}: it is truncated within its header")
     try:
-        header = json.loads(text)
-        ends = [entry["data_offsets"][1] for key, entry in header.items() if key[:2] != "__"]
-        wanted = _LENGTH_BYTES + length + max(ends, default=0)
-    except (ValueError, TypeError, LookupError, AttributeError):
-        raise CheckpointError(f"{complaint}: it is no safetensors file") from None
-    if size < wanted:
-        raise CheckpointError(f"{complaint}: it is truncated, {size} of {wanted} bytes are there")
-    if size > wanted:
-        raise CheckpointError(f"{complaint}: it has {size - wanted} bytes too many")
+        with path.open("rb") as file:
+            read_header(file)
+    except TensorFileError as error:
+        raise CheckpointError(f"{complaint}: {error}") from None
 
 
 def files_of(folder: Path) -> list[str]:

@@ -226,6 +226,14 @@ class ContentPolicyViolation(JobFailed):
     default_code = "content_policy_violation"
 
 
+class LoraUnusable(JobFailed):
+    """A LoRA that the request names cannot be used; ``param`` names the field."""
+
+    status = 400
+    type = "invalid_request_error"
+    default_code = "lora_unusable"
+
+
 class JobCancelled(KoalaError):
     """The job was cancelled before it finished."""
 

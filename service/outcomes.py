@@ -8,8 +8,10 @@ from koala.errors import (
     JobCancelled,
     JobFailed,
     KoalaError,
+    LoraUnusable,
     WaitTimeout,
 )
+from koala.lora import LoraError
 from koala.spec import JobError, JobRecord
 from service.gateway import Gateway
 from service.waiting import dismissal, job_headers
@@ -17,6 +19,7 @@ from service.waiting import dismissal, job_headers
 _BY_CODE: Final[dict[str, type[JobFailed]]] = {
     "deadline_exceeded": DeadlineExceeded,
     "content_policy_violation": ContentPolicyViolation,
+    "lora_unusable": LoraUnusable,
 }
 
 
@@ -27,7 +30,16 @@ def failure(record: JobRecord) -> KoalaError:
         return JobCancelled(f"The job {record.id} was cancelled.", headers=headers)
     error = record.error or JobError(message="The job failed and nobody said why.")
     kind = _BY_CODE.get(error.code, JobFailed)
-    return kind(error.message, code=error.code, headers=headers)
+    param = _lora(record, error.message) if kind is LoraUnusable else None
+    return kind(error.message, code=error.code, param=param, headers=headers)
+
+
+def _lora(record: JobRecord, message: str) -> str:
+    """The field that names the LoRA of which ``message`` tells."""
+    for i, use in enumerate(record.spec.lora):
+        if LoraError.is_about(message, use.name):
+            return f"lora.{i}.name"
+    return "lora"
 
 
 async def not_ready(gateway: Gateway, record: JobRecord) -> KoalaError:

@@ -4,8 +4,8 @@ import secrets
 from typing import Final
 
 from koala.catalogue import ModelCard
-from koala.errors import InvalidRequest, ModelNotFound
-from koala.lora import LoraFolder, LoraUse, UnknownLora
+from koala.errors import InvalidRequest, LoraUnusable, ModelNotFound
+from koala.lora import LoraError, LoraFolder, LoraUse, UnknownLora
 from koala.schedulers import SCHEDULERS
 from koala.settings import Settings
 from koala.spec import MAX_SEED, JobSpec, Quality, new_images_id
@@ -35,11 +35,13 @@ def plan(
     """The job that honours ``request``, which came with the API key called ``owner``.
 
     A webhook's image URLs begin with ``base_url``. What depends on the time is not in it yet: its
-    ``deadline``.
+    ``deadline``. Where the request names LoRAs, their files are looked at, so that asyncio's
+    callers use a thread.
 
     Raises:
         ModelNotFound: The request names a model other than ``card``.
         InvalidRequest: A field cannot be honoured; ``param`` names it.
+        LoraUnusable: The file of a LoRA is none.
     """
     _check_model(request.model, card, settings)
     _refuse_unsupported(request)
@@ -176,11 +178,13 @@ def _lora(wanted: list[LoraRequest], loras: LoraFolder) -> tuple[LoraUse, ...]:
         raise InvalidRequest("`lora` is not possible here: this server has no LoRAs.", param="lora")
     for i, each in enumerate(wanted):
         try:
-            loras.find(each.name)
+            loras.check(each.name)
         except UnknownLora as error:
             raise InvalidRequest(
                 f"`lora.{i}.name`: {error}. `GET /v1/models` lists all.", param=f"lora.{i}.name"
             ) from None
+        except LoraError as error:
+            raise LoraUnusable(f"`lora.{i}.name`: {error}.", param=f"lora.{i}.name") from None
     return tuple(
         LoraUse(name=each.name, weight=1.0 if each.weight is None else each.weight)
         for each in wanted

@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from koala.catalogue import DEMO_FOLDER, resolve
@@ -24,10 +25,11 @@ from worker.images import read_metadata
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three LoRAs, one of them spoilt."""
+    """Two LoRAs, one for another model, one that is none."""
     folder = tmp_path_factory.mktemp("loras")
     write(folder, "watercolour", peft(seed=1, text=True))
     write(folder, "slider", kohya(seed=2, sgm=True))
+    write(folder, "foreign", {"unet.elsewhere.lora_A.weight": torch.ones(4, 4)})
     (folder / "spoilt.safetensors").write_bytes(b"not at all")
     return folder
 
@@ -71,18 +73,23 @@ def test_requests_with_different_loras_and_without_get_their_own_images(
         [{"name": "watercolour"}],
         [{"name": "slider", "weight": -1.5}],
         [{"name": "watercolour", "weight": 0.4}, {"name": "slider", "weight": 0.7}],
-        [{"name": "spoilt"}],
+        [{"name": "slider"}, {"name": "foreign"}],
         [],
+        [{"name": "spoilt"}],
     ]
     with ThreadPoolExecutor(len(wanted)) as pool:
         answers = list(
             pool.map(lambda i: post(lora_stack, seed=i, lora=wanted[i]), range(len(wanted)))
         )
-    refused = answers[4]
-    assert refused.status_code == 500 and refused.headers["x-should-retry"] == "false"
-    error = refused.json()["error"]
-    assert error["code"] == "lora_unusable"
-    assert error["message"].startswith("The LoRA 'spoilt' cannot be used: it is no safetensors")
+    for i, param, says in (
+        (4, "lora.1.name", "The LoRA 'foreign' cannot be used: it is for another model"),
+        (6, "lora.0.name", "The LoRA 'spoilt' cannot be used: it is no safetensors file"),
+    ):
+        refused = answers[i]
+        assert refused.status_code == 400 and refused.headers["x-should-retry"] == "false"
+        error = refused.json()["error"]
+        assert (error["code"], error["param"]) == ("lora_unusable", param)
+        assert says in error["message"]
 
     overrides = resolve("koala-demo").scheduler_overrides
     pipeline = ResidentPipeline.load(

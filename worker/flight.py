@@ -8,9 +8,10 @@ from rq.executions import Execution
 from rq.job import JobStatus
 
 from koala.events import EventType, JobEvent
+from koala.lora import LoraError
 from koala.spec import ImageRef, JobError, JobResult, JobSpec, Usage
 from koala.trail import Trail
-from worker.engine import DoesNotFit, LoraError, SampleRequest
+from worker.engine import DoesNotFit, SampleRequest
 from worker.fencing import FencedJob
 
 _ALL_WITHHELD: Final = (

@@ -4,6 +4,7 @@ import time
 from typing import Annotated
 
 import redis
+from anyio import to_thread
 from fastapi import APIRouter, Path
 from starlette.responses import Response
 
@@ -76,7 +77,7 @@ async def _model(gateway: Gateway) -> Model:
             default_guidance_scale=card.guidance_scale,
             max_guidance_scale=card.max_guidance_scale,
             schedulers=list(SCHEDULERS),
-            loras=gateway.loras.names(),
+            loras=await to_thread.run_sync(gateway.loras.names),
             max_prompt_chars=gateway.settings.max_prompt_chars,
         ),
     )

@@ -76,7 +76,8 @@ def test_a_vae_alone_is_two_files() -> None:
 
 
 def test_a_file_that_is_not_as_long_as_it_says_is_refused(tmp_path: Path) -> None:
-    header = json.dumps({"a": {"data_offsets": [0, 8]}, "__metadata__": {}}).encode()
+    tensor = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
+    header = json.dumps({"a": tensor, "__metadata__": {}}).encode()
     path = tmp_path / "a.safetensors"
     check_weights(safetensors(path, header, bytes(8)), "broken a")
     size = path.stat().st_size

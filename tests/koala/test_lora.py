@@ -1,11 +1,14 @@
 """The folder of LoRAs: what it offers, and that no name leads out of it."""
 
+import json
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
-from koala.lora import LoraFolder, LoraUse, UnknownLora
+from koala.lora import LoraError, LoraFolder, LoraUse, UnknownLora
 from koala.settings import Settings
 
 
@@ -26,7 +29,7 @@ def folder(tmp_path: Path) -> Path:
 def test_files_that_can_be_named_are_offered(folder: Path) -> None:
     loras = LoraFolder(folder)
     assert loras.names() == ["a_(b)+c-d", "pixel art v1.2", "watercolour", "Ölbild"]
-    assert loras.find("watercolour") == folder / "watercolour.safetensors"
+    assert loras.find("watercolour").path == folder / "watercolour.safetensors"
 
 
 def test_what_comes_and_goes_is_noticed(folder: Path) -> None:
@@ -49,6 +52,92 @@ def test_no_name_leads_out_of_the_folder(folder: Path, name: str) -> None:
 def test_a_name_that_is_misspelt_is_answered_with_those_near_it(folder: Path) -> None:
     with pytest.raises(UnknownLora, match=r"^'?there is no LoRA 'watercolor'; near it: 'waterc"):
         LoraFolder(folder).find("watercolor")
+
+
+def test_one_file_is_looked_at_however_many_there_are(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loras = LoraFolder(folder)
+    looked: list[Path] = []
+    stat = Path.stat
+
+    def noted(self: Path, **how: Any) -> os.stat_result:
+        looked.append(self)
+        return stat(self, **how)
+
+    def refused(*_: object) -> None:
+        raise AssertionError("the folder is listed")
+
+    monkeypatch.setattr(Path, "stat", noted)
+    monkeypatch.setattr(os, "scandir", refused)
+    monkeypatch.setattr(Path, "iterdir", refused)
+    assert loras.find("watercolour").name == "watercolour"
+    assert looked == [folder / "watercolour.safetensors"]
+
+
+def test_a_name_longer_than_that_of_a_file_is_unknown(folder: Path) -> None:
+    with pytest.raises(UnknownLora):
+        LoraFolder(folder).find("ö" * 100)
+
+
+def test_another_file_has_another_stamp(folder: Path) -> None:
+    loras = LoraFolder(folder)
+    before = loras.find("watercolour").stamp
+    assert loras.find("watercolour").stamp == before
+    (folder / "watercolour.safetensors").write_bytes(b"more")
+    assert loras.find("watercolour").stamp != before
+
+
+def safetensors(header: object, data: bytes = b"") -> bytes:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + data
+
+
+TENSOR = {"dtype": "F16", "shape": [2], "data_offsets": [0, 4]}
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "it is no safetensors file"),
+        (b"not at all", "it is no safetensors file"),
+        ((2**40).to_bytes(8, "little") + b"{}", "it is no safetensors file"),
+        ((17 * 2**20).to_bytes(8, "little") + b"{}", "its header has 17825792 bytes, at most"),
+        ((100).to_bytes(8, "little") + b"{}", "it is truncated within its header"),
+        (safetensors([]), "it is no safetensors file"),
+        (safetensors(b'{"a": ' + b"[" * 100_000), "it is no safetensors file"),
+        (safetensors({"a": 1}), "it is no safetensors file"),
+        (safetensors({"a": TENSOR | {"shape": [3]}}, bytes(4)), "it is no safetensors file"),
+        (safetensors({"a": TENSOR | {"shape": [-2, -1]}}, bytes(4)), "it is no safetensors file"),
+        (safetensors({"a": TENSOR | {"shape": ["2"]}}, bytes(4)), "it is no safetensors file"),
+        (safetensors({"a": TENSOR, "b": TENSOR}, bytes(4)), "it is no safetensors file"),
+        (safetensors({"a": TENSOR | {"data_offsets": [4, 8]}}, bytes(8)), "no safetensors file"),
+        (safetensors({"a": TENSOR}, bytes(3)), "it is truncated, "),
+        (safetensors({"a": TENSOR}, bytes(5)), "it has 1 bytes too many"),
+        (safetensors({"__metadata__": {"a": "b"}}), "it is empty"),
+    ],
+)
+def test_a_file_that_is_no_lora_of_any_model_is_refused_with_the_reason(
+    content: bytes, reason: str, folder: Path
+) -> None:
+    (folder / "watercolour.safetensors").write_bytes(content)
+    with pytest.raises(LoraError) as refusal:
+        LoraFolder(folder).check("watercolour")
+    assert str(refusal.value).startswith("The LoRA 'watercolour' cannot be used: ")
+    assert reason in str(refusal.value)
+
+
+def test_a_header_is_read_once_for_each_state_of_its_file(folder: Path) -> None:
+    path, loras = folder / "watercolour.safetensors", LoraFolder(folder)
+    path.write_bytes(safetensors({"a": TENSOR}, bytes(4)))
+    loras.check("watercolour")
+    before = path.stat()
+    path.write_bytes(b"!" * before.st_size)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    loras.check("watercolour")
+    os.utime(path)
+    with pytest.raises(LoraError):
+        loras.check("watercolour")
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:

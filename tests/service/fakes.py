@@ -161,10 +161,12 @@ class FakeWorker:
         if not silently:
             self.tell(job_id, JobEvent(EventType.COMPLETED, {}))
 
-    def fail(self, job_id: str, code: str = "out_of_memory") -> None:
+    def fail(
+        self, job_id: str, code: str = "out_of_memory", message: str = "It does not fit."
+    ) -> None:
         """Fail a job."""
         self._end(job_id, JobStatus.FAILED)
-        error = {"message": "It does not fit.", "code": code}
+        error = {"message": message, "code": code}
         self.tell(job_id, JobEvent(EventType.FAILED, {"error": error}))
 
     def cancel(self, job_id: str) -> None:

@@ -1,34 +1,35 @@
 """The field `lora`: what it takes, and what names the fault where it cannot be honoured."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
 from koala.settings import Settings
 from service.gateway import BadSetting, Gateway
-from tests.service.fakes import Served, serving
+from tests.service.fakes import FakeWorker, Served, serving
 
 GENERATIONS = "/v1/images/generations"
 
 
 @pytest.fixture(scope="module")
 def loras(valkey_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """A gateway with two LoRAs, whose content it never looks at."""
+    """A gateway with two LoRAs, of which it only reads the headers, and one that is none."""
     folder = tmp_path_factory.mktemp("loras")
+    header = b'{"unet.a.lora_A.weight": {"dtype": "F16", "shape": [0], "data_offsets": [0, 0]}}'
     for name in ("watercolour", "slider"):
-        (folder / f"{name}.safetensors").touch()
+        content = len(header).to_bytes(8, "little") + header
+        (folder / f"{name}.safetensors").write_bytes(content)
+    (folder / "spoilt.safetensors").write_bytes(b"not at all")
     settings = Settings(redis_url=valkey_server, data_dir=folder, queue="loras", lora_dir=folder)
     with serving(settings) as served:
         yield served
 
 
-def post(served: Served, lora: Any) -> Any:
-    return served.http.post(
-        GENERATIONS,
-        json={"prompt": "a koala", "lora": lora},
-        headers={"Prefer": "respond-async"},
-    )
+def post(served: Served, lora: Any, waits: bool = False) -> Any:
+    headers = {} if waits else {"Prefer": "respond-async"}
+    return served.http.post(GENERATIONS, json={"prompt": "a koala", "lora": lora}, headers=headers)
 
 
 @pytest.mark.parametrize(
@@ -57,6 +58,37 @@ def test_what_cannot_be_honoured_is_refused_by_name(
     assert f"`{param}`" in error["message"] and says in error["message"]
 
 
+def test_a_file_that_is_no_lora_is_refused_at_once(loras: Served) -> None:
+    response = post(loras, [{"name": "slider"}, {"name": "spoilt"}])
+    assert response.status_code == 400
+    error = response.json()["error"]
+    assert (error["code"], error["param"]) == ("lora_unusable", "lora.1.name")
+    assert error["type"] == "invalid_request_error"
+    assert response.headers["x-should-retry"] == "false"
+    assert error["message"] == (
+        "`lora.1.name`: The LoRA 'spoilt' cannot be used: it is no safetensors file."
+    )
+
+
+def test_a_job_that_fails_by_a_lora_is_answered_like_a_request_that_names_a_bad_one(
+    loras: Served,
+) -> None:
+    fake = FakeWorker(loras.settings)
+    message = "The LoRA 'watercolour' cannot be used: it is for another model"
+    with ThreadPoolExecutor(1) as pool:
+        lora = [{"name": "slider"}, {"name": "watercolour"}]
+        answer = pool.submit(post, loras, lora, waits=True)
+        fake.fail(fake.take(), "lora_unusable", message)
+        response = answer.result()
+    fake.redis.close()
+    error = response.json()["error"]
+    assert (response.status_code, error["code"]) == (400, "lora_unusable")
+    assert (error["param"], error["message"]) == ("lora.1.name", message)
+    assert response.headers["x-should-retry"] == "false"
+    job = loras.http.get(f"/v1/jobs/{response.headers['x-koala-job-id']}").json()
+    assert (job["status"], job["error"]["code"]) == ("failed", "lora_unusable")
+
+
 @pytest.mark.parametrize("lora", [None, []])
 def test_none_is_none(loras: Served, lora: Any) -> None:
     response = post(loras, lora)
@@ -75,9 +107,13 @@ def test_what_is_asked_for_is_in_the_job(loras: Served) -> None:
 
 def test_models_and_the_openapi_document_name_the_loras(loras: Served) -> None:
     [model] = loras.http.get("/v1/models").json()["data"]
-    assert model["capabilities"]["loras"] == ["slider", "watercolour"]
+    assert model["capabilities"]["loras"] == ["slider", "spoilt", "watercolour"]
     schemas = loras.http.get("/openapi.json").json()["components"]["schemas"]
-    assert schemas["LoraRequest"]["properties"]["name"]["enum"] == ["slider", "watercolour"]
+    assert schemas["LoraRequest"]["properties"]["name"]["enum"] == [
+        "slider",
+        "spoilt",
+        "watercolour",
+    ]
 
 
 def test_a_server_without_loras_says_so(api: Served) -> None:

@@ -4,7 +4,6 @@ from worker.engine.capacity import START_PATIENCE, Capacity
 from worker.engine.engine import Engine
 from worker.engine.events import EngineEvent, Failed, Finished, Preview, Progress
 from worker.engine.loading import ModelLoadError
-from worker.engine.lora import LoraError
 from worker.engine.memory import DoesNotFit
 from worker.engine.pipeline import ResidentPipeline
 from worker.engine.request import SampleKey, SampleRequest
@@ -19,7 +18,6 @@ __all__ = [
     "EngineEvent",
     "Failed",
     "Finished",
-    "LoraError",
     "ModelLoadError",
     "Preview",
     "Progress",

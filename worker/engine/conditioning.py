@@ -1,7 +1,7 @@
 """Prompt embeddings, remembered by prompt: negative prompts and popular prompts repeat."""
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
@@ -48,15 +48,11 @@ class PromptCache:
     def __len__(self) -> int:
         return len(self._cache)
 
-    def warm(self, requests: Iterable[SampleRequest]) -> None:
-        """Encode, in one batch, what the requests need and the cache lacks.
-
-        Raises:
-            LoraError: A LoRA of one of them cannot be used.
-        """
+    def warm(self, wanted: Iterable[tuple[SampleRequest, Sequence[AppliedLora]]]) -> None:
+        """Encode, in one batch, what the requests with their LoRAs need and the cache lacks."""
         missing: dict[_Key, tuple[AppliedLora, ...]] = {}
-        for request in requests:
-            loras = self._loras(request)
+        for request, given in wanted:
+            loras = _of_prompts(given)
             for text in self._texts(request):
                 if (key := _key(text, loras)) not in self._cache:
                     missing[key] = loras
@@ -73,13 +69,16 @@ class PromptCache:
                     ),
                 )
 
-    def conditioning(self, request: SampleRequest) -> tuple[Conditioning, Conditioning | None]:
+    def conditioning(
+        self, request: SampleRequest, given: Sequence[AppliedLora] = ()
+    ) -> tuple[Conditioning, Conditioning | None]:
         """The positive conditioning and, with guidance, the negative one.
 
-        Raises:
-            LoraError: A LoRA of the request cannot be used.
+        Args:
+            request: Whose.
+            given: The request's LoRAs.
         """
-        loras = self._loras(request)
+        loras = _of_prompts(given)
         positive = self._look_up(request.prompt, loras)
         if not request.is_guided:
             return positive, None
@@ -87,11 +86,6 @@ class PromptCache:
         if text is None:
             return positive, self._zeros_like(positive)
         return positive, self._look_up(text, loras)
-
-    def _loras(self, request: SampleRequest) -> tuple[AppliedLora, ...]:
-        """Those of the request's LoRAs that change its prompts."""
-        taken = self._pipeline.loras.take(request.lora)
-        return tuple(lora for lora in taken if lora.adapter.changes_prompts)
 
     def _texts(self, request: SampleRequest) -> list[str]:
         negative = self._negative_text(request) if request.is_guided else None
@@ -124,6 +118,11 @@ class PromptCache:
                 torch.zeros_like(positive.pooled_prompt_embeds),
             )
         return self._zeros
+
+
+def _of_prompts(loras: Sequence[AppliedLora]) -> tuple[AppliedLora, ...]:
+    """Those that change how prompts are encoded."""
+    return tuple(lora for lora in loras if lora.adapter.changes_prompts)
 
 
 def _key(text: str, loras: tuple[AppliedLora, ...]) -> _Key:

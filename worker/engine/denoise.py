@@ -28,7 +28,7 @@ class Batch:
         self._prompt_embeds = torch.cat([c.prompt_embeds for c in conditionings])
         self._pooled_prompt_embeds = torch.cat([c.pooled_prompt_embeds for c in conditionings])
         self._add_time_ids = torch.cat([s.add_time_ids for s in (*guided, *self.samples)])
-        loras = [sample.lora for sample in (*guided, *self.samples)]
+        loras = [sample.loras for sample in (*guided, *self.samples)]
         self._loras = RowLoras(loras, self._prompt_embeds.device) if any(loras) else None
         # In fp32, because fp16 would round the scale itself.
         self._guidance_scales = torch.tensor(

@@ -12,7 +12,7 @@ from worker.engine.decoder import Decoder
 from worker.engine.denoiser import Denoiser, StepOutcome
 from worker.engine.entry import Entry
 from worker.engine.events import EngineEvent, Failed, Finished, Preview, Progress
-from worker.engine.memory import is_fatal, is_out_of_memory
+from worker.engine.memory import DoesNotFit, is_fatal, is_out_of_memory
 from worker.engine.pipeline import ResidentPipeline
 from worker.engine.previews import Previewer
 from worker.engine.request import SampleKey, SampleRequest
@@ -22,12 +22,16 @@ from worker.engine.tick import Tick, TickRecorder
 # Prompts of so many waiting samples are encoded along with those of the admitted ones.
 _ENCODE_AHEAD: Final = 16
 
+# How long a step lasts that has nothing to do but wait for a LoRA, in seconds.
+_PATIENCE: Final = 0.02
+
 
 class Engine:
     """Draws images together that began at different times and differ in everything but the model.
 
-    A sample waits, is denoised in company of its size, waits for the decoder, and is gone with
-    its last event, :class:`Finished` or :class:`Failed`. All calls must come from one thread.
+    A sample waits, first for its LoRAs and then for room, is denoised in company of its size, waits
+    for the decoder, and is gone with its last event, :class:`Finished` or :class:`Failed`. All
+    calls must come from one thread.
 
     Args:
         pipeline: The model.
@@ -56,6 +60,8 @@ class Engine:
         self._previewer = Previewer(pipeline)
         # Every sample, in whichever phase it is.
         self._entries: dict[SampleKey, Entry] = {}
+        # Of these, those whose LoRAs are on their way.
+        self._gathering: dict[SampleKey, Entry] = {}
         # Whether admission waits for somebody to leave, memory being too short for more.
         self._is_full = False
         # The sample that ran out of memory last, alone and at one row.
@@ -76,12 +82,12 @@ class Engine:
     @property
     def in_flight(self) -> int:
         """Samples admitted and neither finished nor failed."""
-        return len(self._entries) - self._batcher.waiting
+        return len(self._entries) - self.waiting
 
     @property
     def waiting(self) -> int:
         """Samples not admitted yet, or waiting again."""
-        return self._batcher.waiting
+        return self._batcher.waiting + len(self._gathering)
 
     @property
     def rows(self) -> int:
@@ -101,7 +107,10 @@ class Engine:
 
     @property
     def has_room(self) -> bool:
-        """Whether one more sample, of whichever size, would be of use now."""
+        """Whether one more sample, of whichever size, would be of use now.
+
+        Samples whose LoRAs are on their way keep no others out.
+        """
         return not self._is_full and self._batcher.has_room
 
     def add(self, request: SampleRequest) -> None:
@@ -116,8 +125,12 @@ class Engine:
         if request.num_inference_steps < 1:
             raise ValueError(f"at least one step is needed, got {request.num_inference_steps}")
         self._pipeline.latent_shape(request.width, request.height)
-        entry = self._entries[request.key] = Entry(request)
-        self._batcher.add(entry)
+        order = self._pipeline.loras.order(request.lora) if request.lora else None
+        entry = self._entries[request.key] = Entry(request, order)
+        if order is None:
+            self._batcher.add(entry)
+        else:
+            self._gathering[request.key] = entry
 
     def remove(self, key: SampleKey) -> None:
         """Forget a sample, whatever its phase; nothing happens if it is unknown."""
@@ -144,6 +157,8 @@ class Engine:
         size = self._batcher.choose(self.capacity.seconds)
         if size is not None:
             self._denoise(size)
+        elif self._gathering and not len(self._decoder):
+            self._pipeline.loras.wait(_PATIENCE)
         self._decode()
         self._denoiser.keep(self._batcher.sizes)
         self.last_tick = self._tick.finish()
@@ -156,6 +171,7 @@ class Engine:
         # Where steps are few and decoding is slow, denoised samples pile up: let them drain.
         if self._is_full or len(self._decoder) >= self.max_rows:
             return
+        self._gather()
         self._measure()
         entries = self._batcher.admit()
         fresh = [entry for entry in entries if entry.sample is None]
@@ -166,9 +182,45 @@ class Engine:
             # nothing in the cache encodes its own, so the culprit fails, and fails alone.
             ahead = self._batcher.heads(_ENCODE_AHEAD)
             with suppress(Exception):
-                self._prompts.warm(entry.request for entry in (*fresh, *ahead))
+                self._prompts.warm((entry.request, entry.loras) for entry in (*fresh, *ahead))
             self._start(fresh)
             self._pipeline.synchronize()
+
+    def _gather(self) -> None:
+        """Let those wait for room whose LoRAs have arrived."""
+        for entry in list(self._gathering.values()):
+            assert entry.order is not None
+            try:
+                loras = self._pipeline.loras.fill(entry.order)
+            except Exception as error:
+                if is_fatal(error):
+                    raise
+                if not is_out_of_memory(error):
+                    self._fail(entry, error.with_traceback(None))
+                    continue
+                if self._lacks_memory(entry):
+                    return
+                continue
+            if loras is not None:
+                del self._gathering[entry.key]
+                entry.loras = loras
+                self._batcher.add(entry)
+
+    def _lacks_memory(self, entry: Entry) -> bool:
+        """There was no memory for an entry's LoRAs; whether to wait for others to leave.
+
+        An entry that is alone is tried once more, and then fails.
+        """
+        self._tick.out_of_memory += 1
+        self._pipeline.loras.clear()
+        self.capacity.ran_out_elsewhere()
+        self._is_full = self.in_flight > 0
+        if not self._is_full and self._short is entry:
+            names = ", ".join(repr(use.name) for use in entry.request.lora)
+            self._fail(entry, DoesNotFit(f"The LoRA {names}", None, self.capacity.available))
+        else:
+            self._short = entry
+        return self._is_full
 
     def _measure(self) -> None:
         """Measure sizes that are new, and turn away those of which not even a row fits."""
@@ -206,8 +258,8 @@ class Engine:
     def _begin(self, entry: Entry) -> Exception | None:
         """Make an entry's sample; why that went wrong, if it did."""
         try:
-            positive, negative = self._prompts.conditioning(entry.request)
-            entry.sample = Sample(entry.request, self._pipeline, positive, negative)
+            positive, negative = self._prompts.conditioning(entry.request, entry.loras)
+            entry.sample = Sample(entry.request, self._pipeline, positive, negative, entry.loras)
         except Exception as error:
             if is_fatal(error):
                 raise
@@ -302,6 +354,7 @@ class Engine:
     def _leave(self, entry: Entry) -> None:
         self._is_full = False
         self._short = None
+        self._gathering.pop(entry.key, None)
         if entry.sample is not None and entry.sample in self._decoder:
             self._decoder.remove(entry.sample)
         else:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from worker.batching import Size
+from worker.engine.lora import AppliedLora, LoraOrder
 from worker.engine.request import SampleKey, SampleRequest
 from worker.engine.sample import Sample
 
@@ -13,9 +14,18 @@ class Entry:
 
     A sample that has to wait again keeps its latents and its scheduler's state, so that it goes on
     where it was.
+
+    Args:
+        request: What to draw.
+        order: The LoRAs of the request, fetched before the batcher hears of it; ``None``: it has
+            none.
+        loras: They, once they are there.
+        sample: The state.
     """
 
     request: SampleRequest
+    order: LoraOrder | None = None
+    loras: tuple[AppliedLora, ...] = ()
     sample: Sample | None = None
 
     @property

@@ -7,6 +7,7 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from worker.batching import Size
 from worker.engine.conditioning import Conditioning
+from worker.engine.lora import AppliedLora
 from worker.engine.pipeline import ResidentPipeline
 from worker.engine.request import SampleKey, SampleRequest
 from worker.engine.schedulers import step_arguments
@@ -26,7 +27,6 @@ class Sample:
     Raises:
         ValueError: There is no such scheduler, the checkpoint does not go with it, or it cannot
             make a schedule of so many steps.
-        LoraError: One of its LoRAs cannot be used.
     """
 
     def __init__(
@@ -35,11 +35,12 @@ class Sample:
         pipeline: ResidentPipeline,
         positive: Conditioning,
         negative: Conditioning | None,
+        loras: tuple[AppliedLora, ...] = (),
     ) -> None:
         self.request = request
         self.positive = positive
         self.negative = negative
-        self.lora = pipeline.loras.take(request.lora)
+        self.loras = loras
         self.shape = pipeline.latent_shape(request.width, request.height)
         self._scheduler = pipeline.new_scheduler(request.num_inference_steps, request.scheduler)
         self._timesteps: torch.Tensor = self._scheduler.timesteps

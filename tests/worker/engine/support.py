@@ -11,7 +11,9 @@ import torch
 from diffusers import StableDiffusionXLPipeline
 from PIL import Image
 
+from koala.lora import LoraUse
 from worker.engine import Engine, EngineEvent, Failed, Finished, SampleRequest
+from worker.engine.lora import AppliedLora, Shelf
 
 
 def sample(key: str, **changes: Any) -> SampleRequest:
@@ -38,6 +40,17 @@ def run(engine: Engine, requests: Iterable[SampleRequest] = ()) -> list[EngineEv
             return events
         events += engine.step()
     raise AssertionError("the engine does not come to an end")
+
+
+def take(shelf: Shelf, *uses: LoraUse) -> tuple[AppliedLora, ...]:
+    """LoRAs, once they are there."""
+    order = shelf.order(uses)
+    for _ in range(200):
+        found = shelf.fill(order)
+        if found is not None:
+            return found
+        shelf.wait(1.0)
+    raise AssertionError("they never come")
 
 
 def images(events: Iterable[EngineEvent]) -> dict[Any, Image.Image]:

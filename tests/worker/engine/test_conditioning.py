@@ -69,7 +69,7 @@ def test_more_prompts_than_the_cache_holds_are_conditioned_all_the_same(
     requests = [sample(text, prompt=text, guidance_scale=1.0) for text in ("one", "two", "three")]
     small, large = PromptCache(pipeline, entries=1), PromptCache(pipeline)
     with torch.inference_mode():
-        small.warm(requests)
+        small.warm((request, ()) for request in requests)
         for request in requests:
             one, _ = small.conditioning(request)
             other, _ = large.conditioning(request)

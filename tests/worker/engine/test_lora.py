@@ -16,7 +16,7 @@ from koala.catalogue import DEMO_FOLDER
 from koala.lora import LoraFolder, LoraUse
 from tests.loras import UNET, kohya, peft, write
 from tests.worker.engine.conftest import TRAILING
-from tests.worker.engine.support import draw, images, largest_difference, run, sample
+from tests.worker.engine.support import draw, images, largest_difference, run, sample, take
 from worker.engine import Engine, ResidentPipeline, SampleRequest
 from worker.engine.lora import RowLoras
 from worker.engine.residency import Residency
@@ -136,7 +136,12 @@ def test_rows_without_a_lora_get_the_very_numbers_that_they_get_alone(
         torch.randn(4, 64, generator=draw),
         torch.full((4, 6), 64.0),
     )
-    loras = [(), lora_pipeline.loras.take(use(plain=1.0)), (), lora_pipeline.loras.take(use(all=1))]
+    loras = [
+        (),
+        take(lora_pipeline.loras, *use(plain=1.0)),
+        (),
+        take(lora_pipeline.loras, *use(all=1)),
+    ]
     with torch.inference_mode():
         without = lora_pipeline.predict_noise(*inputs)
         rows = RowLoras(loras, lora_pipeline.device)
@@ -216,7 +221,7 @@ def test_loras_go_with_the_weights_and_come_back_with_them(
     loaded = ResidentPipeline.load(
         DEMO_FOLDER, device="cpu", scheduler_overrides=TRAILING, loras=LoraFolder(folder)
     )
-    loaded.loras.take(use(all=1.0, plain=1.0))
+    take(loaded.loras, *use(all=1.0, plain=1.0))
     loaded.unload()
     assert loaded.loras.bytes == 0
     loaded.reload()

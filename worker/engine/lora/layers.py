@@ -1,5 +1,6 @@
 """The layers that a LoRA can add to, by what their inputs and outputs are."""
 
+import math
 from dataclasses import dataclass
 
 from torch import nn
@@ -18,6 +19,11 @@ class Layer:
     inputs: int
     outputs: int
     kernel: tuple[int, ...] = ()
+
+    @property
+    def numbers(self) -> int:
+        """Numbers of its own weight."""
+        return self.inputs * self.outputs * math.prod(self.kernel)
 
     def down_shape(self, rank: int) -> tuple[int, ...]:
         """The shape of the matrix that goes from the inputs to ``rank`` features."""

@@ -1,7 +1,7 @@
-"""Our own worker, drawing previews in a given way: ``python -m bench.drawn_previews decoder``.
+"""Our own worker, drawing previews in a given way: ``python -m bench.drawn_previews all``.
 
-The same process as ``koala work`` but for the choice between decoder and linear map. All that this
-benchmark knows of the worker's inside is in this file.
+The same process as ``koala work`` but for the time that previews may take. All that this benchmark
+knows of the worker's inside is in this file.
 """
 
 import sys
@@ -18,8 +18,7 @@ from worker.engine import previews
 
 _CHANGES: Final[dict[Way, dict[str, Any]]] = {
     Way.SHIPPED: {},
-    Way.DECODER: {"_MOST_FOR_DECODER": 1e9, "_SHOWING_SHARE": 1.0},
-    Way.MAP: {"_LARGEST_DECODED": 0, "_SHOWING_SHARE": 1.0},
+    Way.ALL: {"_SHOWING_SHARE": 1.0},
 }
 
 

@@ -25,11 +25,10 @@ _PREVIEWS: Final = "koala_previews_total"
 
 
 class Way(StrEnum):
-    """How previews are drawn: as always; all by the decoder or by the map, whatever it takes."""
+    """How many previews are drawn: what their share of the time pays for, or all of them."""
 
     SHIPPED = "shipped"
-    DECODER = "decoder"
-    MAP = "map"
+    ALL = "all"
 
 
 class PreviewCost(BaseModel):

@@ -82,8 +82,8 @@ class Settings(BaseSettings):
     )
     preview_decoder: Path | None = Field(
         None,
-        description="Folder of a tiny decoder (TAESD, diffusers' `AutoencoderTiny`) for previews "
-        "of images above 512 px. Unset: a linear map draws them.",
+        description="Folder of a tiny decoder (TAESD, diffusers' `AutoencoderTiny`) for sharper "
+        "previews. Unset: a linear map draws them.",
     )
     lora_dir: Path | None = Field(
         None,

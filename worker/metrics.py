@@ -62,7 +62,7 @@ class WorkerMetrics:
         )
         self.previews = Counter(
             "koala_previews",
-            "Previews, by whether they were shown, dropped to keep up, or withheld as unsafe.",
+            "Previews: shown, dropped to keep up, withheld as unsafe, or failed.",
             ["outcome"],
             registry=self.registry,
         )
@@ -136,7 +136,7 @@ class WorkerMetrics:
             self.jobs_finished.labels(*end)
         for reason in _REQUEUE_REASONS:
             self.jobs_requeued.labels(reason)
-        for outcome in ("shown", "dropped", "withheld"):
+        for outcome in ("shown", "dropped", "withheld", "failed"):
             self.previews.labels(outcome)
         for output_format in ("png", "jpeg", "webp"):
             self.images.labels(output_format)
@@ -155,6 +155,7 @@ class WorkerMetrics:
         self.samples_put_back.inc(tick.put_back)
         self.vae_upcasts.inc(tick.upcasts)
         self.previews.labels("dropped").inc(tick.previews_dropped)
+        self.previews.labels("failed").inc(tick.previews_failed)
         self.samples_in_flight.set(engine.in_flight)
         self.samples_waiting.set(engine.waiting)
 

@@ -1,11 +1,15 @@
 """Loads the model as the settings ask for it, for the worker and for the measurement."""
 
+import structlog
+
 from koala.catalogue import ModelCard
 from koala.lora import LoraFolder
 from koala.settings import Settings
 from worker.engine import ModelLoadError, ResidentPipeline, SpeedUps
 from worker.engine.loading import device_of, dtype_of
 from worker.residency import NothingFits, choose
+
+log = structlog.get_logger()
 
 
 class CannotLoad(Exception):
@@ -25,7 +29,7 @@ def load(settings: Settings, card: ModelCard) -> ResidentPipeline:
     try:
         device = device_of(settings.device)
         residency = choose(settings, card, device, dtype_of(settings.dtype, device))
-        return ResidentPipeline.load(
+        loaded = ResidentPipeline.load(
             card.source,
             revision=card.revision,
             device=settings.device,
@@ -45,3 +49,10 @@ def load(settings: Settings, card: ModelCard) -> ResidentPipeline:
         )
     except (ModelLoadError, NothingFits) as error:
         raise CannotLoad(" ".join(str(error).split())) from None
+    if loaded.projection is None and loaded.tiny_decoder is None:
+        log.warning(
+            "this model has no previews: no latent-to-RGB map is known for its VAE",
+            model=card.id,
+            remedy="set KOALA_PREVIEW_DECODER, or fit a map by `python -m distill.fit_preview`",
+        )
+    return loaded

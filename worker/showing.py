@@ -13,7 +13,7 @@ from redis.exceptions import RedisError
 
 from koala.events import EventType, JobEvent, publish
 from worker.draining import drain
-from worker.engine import Preview
+from worker.engine import COMPLAINT_SECONDS, Preview
 from worker.fencing import FencedWorker
 from worker.flight import Flight
 from worker.link import is_outage
@@ -51,6 +51,7 @@ class Showing:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="showing")
         self._waiting: SimpleQueue[_Shown] = SimpleQueue()
         self._spent: SimpleQueue[float] = SimpleQueue()
+        self._next_complaint = 0.0
 
     def show(self, previews: Iterable[_Shown]) -> None:
         """Publish previews, each with its job; drop what lags behind."""
@@ -73,29 +74,65 @@ class Showing:
         self._pool.shutdown(cancel_futures=True)
 
     def _publish_all(self) -> None:
-        seen = [shown for shown in drain(self._waiting) if self._may_be_seen(*shown)]
+        seen = [shown for shown in drain(self._waiting) if self._checked(*shown)]
         if not seen:
             return
         began = time.thread_time()
-        worker = self._worker
         try:
-            with worker.connection.pipeline(transaction=False) as pipeline:
-                for flight, preview in seen:
-                    event = _event(flight, preview)
-                    publish(pipeline, worker.keys, flight.id, event, worker.event_ttl)
-                pipeline.execute()
-        except RedisError as error:
-            if not is_outage(error):
-                raise
-            # The next ones show more.
-            log.debug("previews were not shown", count=len(seen), error=str(error))
-            self._metrics.previews.labels("dropped").inc(len(seen))
-        else:
-            self._metrics.previews.labels("shown").inc(len(seen))
+            events = [
+                (flight, event)
+                for flight, preview in seen
+                if (event := self._encoded(flight, preview)) is not None
+            ]
+            self._publish(events)
         finally:
             seconds = time.thread_time() - began
             self._spent.put(seconds)
             self._metrics.showing_seconds.inc(seconds)
+
+    def _publish(self, events: list[tuple[Flight, JobEvent]]) -> None:
+        worker = self._worker
+        try:
+            with worker.connection.pipeline(transaction=False) as pipeline:
+                for flight, event in events:
+                    publish(pipeline, worker.keys, flight.id, event, worker.event_ttl)
+                pipeline.execute()
+        except RedisError as error:
+            if not is_outage(error):
+                self._complain(error, len(events))
+                return
+            # The next ones show more.
+            log.debug("previews were not shown", count=len(events), error=str(error))
+            self._metrics.previews.labels("dropped").inc(len(events))
+        else:
+            self._metrics.previews.labels("shown").inc(len(events))
+
+    # One preview that goes wrong takes no other one with it.
+
+    def _checked(self, flight: Flight, preview: Preview) -> bool:
+        try:
+            return self._may_be_seen(flight, preview)
+        except Exception as error:
+            self._complain(error)
+            return False
+
+    def _encoded(self, flight: Flight, preview: Preview) -> JobEvent | None:
+        try:
+            return _event(flight, preview)
+        except Exception as error:
+            self._complain(error)
+            return None
+
+    def _complain(self, error: Exception, count: int = 1) -> None:
+        self._metrics.previews.labels("failed").inc(count)
+        now = time.monotonic()
+        if now >= self._next_complaint:
+            self._next_complaint = now + COMPLAINT_SECONDS
+            log.warning(
+                "a preview cannot be shown; the image itself goes on",
+                exc_info=error,
+                quiet_seconds=COMPLAINT_SECONDS,
+            )
 
     def _may_be_seen(self, flight: Flight, preview: Preview) -> bool:
         if flight.outcome is not None:

@@ -7,10 +7,16 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from redis.exceptions import ResponseError
+from structlog.testing import capture_logs
 
-from tests.worker.rig import FakeEngine, Rig
+from koala.spec import Moderation
+from koala.store import ImageStore
+from tests.worker.rig import FakeEngine, Rig, describe
 from worker import showing
 from worker.engine import Preview
+from worker.gallery import Gallery
+from worker.safety import SafetyChecker
 
 
 class PreviewingEngine(FakeEngine):
@@ -69,3 +75,65 @@ def test_previews_are_left_out_when_showing_them_lags_behind(
     assert rig.record(job_id).state == "completed"
     assert "preview" not in rig.told(job_id)
     assert rig.metrics.previews.labels("dropped")._value.get() == 3
+
+
+class BrokenChecker(SafetyChecker):
+    """Breaks on previews, which are small."""
+
+    def __init__(self) -> None:
+        pass
+
+    def refuses(self, image: Image.Image, moderation: Moderation) -> bool:
+        if image.width < 8:
+            raise RuntimeError("no")
+        return False
+
+
+@pytest.mark.parametrize("place", ["check", "encoding", "publishing"])
+def test_what_goes_wrong_with_a_preview_is_counted_and_logged_once_and_costs_nothing_else(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    def broken(*_: Any) -> Any:
+        raise RuntimeError("no")
+
+    def unwilling(*_: Any) -> Any:
+        raise ResponseError("no")
+
+    gallery = Gallery(ImageStore(rig.settings.resolved_image_store), describe)
+    if place == "check":
+        gallery.safety = BrokenChecker()
+    elif place == "encoding":
+        monkeypatch.setattr(showing, "_event", broken)
+    else:
+        monkeypatch.setattr(showing, "publish", unwilling)
+    job_id = rig.submit(num_inference_steps=9, previews=3)
+
+    with capture_logs() as lines:
+        rig.work(engine=PreviewingEngine(), gallery=gallery)
+
+    assert rig.record(job_id).state == "completed"
+    assert "preview" not in rig.told(job_id)
+    # A preview that comes after its job's end is not looked at.
+    assert 1 <= rig.metrics.previews.labels("failed")._value.get() <= 3
+    assert rig.metrics.previews.labels("shown")._value.get() == 0
+    complaints = [line for line in lines if line["event"].startswith("a preview cannot be shown")]
+    assert len(complaints) == 1
+
+
+def test_a_preview_that_cannot_be_encoded_takes_no_other_one_with_it(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode = showing._event
+
+    def fragile(flight: Any, preview: Preview) -> Any:
+        if preview.key.index == 0:
+            raise RuntimeError("no")
+        return encode(flight, preview)
+
+    monkeypatch.setattr(showing, "_event", fragile)
+    job_id = rig.submit(num_inference_steps=9, previews=2, n=2)
+    with capture_logs():
+        rig.work(engine=PreviewingEngine())
+    shown = {event.data["image"] for event in rig.events(job_id) if event.type == "preview"}
+    assert shown == {1}
+    assert rig.metrics.previews.labels("failed")._value.get() >= 1

@@ -6,11 +6,13 @@ from worker.engine.events import EngineEvent, Failed, Finished, Preview, Progres
 from worker.engine.loading import ModelLoadError
 from worker.engine.memory import DoesNotFit
 from worker.engine.pipeline import ResidentPipeline
+from worker.engine.previews import COMPLAINT_SECONDS
 from worker.engine.request import SampleKey, SampleRequest
 from worker.engine.speedups import SpeedUps
 from worker.engine.tick import Tick
 
 __all__ = [
+    "COMPLAINT_SECONDS",
     "START_PATIENCE",
     "Capacity",
     "DoesNotFit",

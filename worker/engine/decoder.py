@@ -106,7 +106,6 @@ class Decoder:
         try:
             latents = torch.cat([sample.latents for sample in chunk])
             pixels, tick.upcasts = decode_pixels(self._pipeline, latents)
-            self._pipeline.projection.observe(latents, pixels)
             self._finish(tick, chunk, to_images(pixels))
             self._pressure.went_well(first.size)
             return tick

@@ -321,11 +321,13 @@ class Engine:
             self._decoder.add(sample)
 
     def _preview(self, samples: list[Sample]) -> None:
-        wanted = [sample for sample in samples if sample.predicted is not None]
+        wanted = [sample for sample in samples if sample.wanted_preview]
         if wanted:
             with self._tick.phase("preview"):
                 drawn = self._previewer.draw(wanted)
-            self._tick.previews_dropped += len(wanted) - len(drawn)
+            failed = self._previewer.failed
+            self._tick.previews_failed += failed
+            self._tick.previews_dropped += len(wanted) - len(drawn) - failed
             for sample, image in drawn:
                 self._events.append(Preview(sample.key, sample.steps_done, image))
 

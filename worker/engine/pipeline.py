@@ -90,7 +90,7 @@ class ResidentPipeline:
             scheduler_overrides: Entries that replace those of the checkpoint's scheduler config.
             torch_threads: CPU threads of torch, for the whole process; ``None`` leaves them.
             speed_ups: What to do so that the model runs faster.
-            preview_decoder: A folder with diffusers' ``AutoencoderTiny``, for large previews.
+            preview_decoder: A folder with diffusers' ``AutoencoderTiny``, for previews.
             fp16_vae: Takes, in fp16, the place of a VAE that overflows there; ``None``: such a
                 VAE stays in fp32.
             residency: Where to keep its parts.
@@ -293,10 +293,9 @@ def _text_encoders(pipeline: Any, device: torch.device, residency: Residency) ->
     return TextEncoders(list(zip(tokenizers, encoders, strict=True)), device)
 
 
-def _projection(pipeline: Any) -> Projection:
-    if not pipeline.name_or_path:
-        return Projection()
+def _projection(pipeline: Any) -> Projection | None:
+    folder = Path(pipeline.name_or_path) if pipeline.name_or_path else None
     try:
-        return Projection.load(Path(pipeline.name_or_path), pipeline.unet.config.in_channels)
+        return Projection.of(folder, pipeline.vae.config)
     except ValueError as error:
         raise ModelLoadError(str(error)) from None

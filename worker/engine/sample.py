@@ -8,6 +8,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from worker.batching import Size
 from worker.engine.conditioning import Conditioning
 from worker.engine.lora import AppliedLora
+from worker.engine.memory import is_fatal
 from worker.engine.pipeline import ResidentPipeline
 from worker.engine.request import SampleKey, SampleRequest
 from worker.engine.schedulers import step_arguments
@@ -49,6 +50,8 @@ class Sample:
         self.completed_step = False
         # What the latents (1, C, h, w) would end as, after a step that a preview is wanted of.
         self.predicted: torch.Tensor | None = None
+        # Why that is not known after such a step.
+        self.prediction_error: Exception | None = None
         self._generator = torch.Generator("cpu").manual_seed(request.seed)
         self._step_arguments = step_arguments(self._scheduler, self._generator)
         dtype = positive.prompt_embeds.dtype
@@ -112,11 +115,12 @@ class Sample:
     def advance(self, noise_pred: torch.Tensor) -> None:
         """One scheduler step with the predicted noise (1, C, h, w), guidance already applied.
 
-        A step that raises leaves the sample as it was, so that it can be taken again.
+        A step that raises leaves the sample as it was, so that it can be taken again. That no
+        preview can be had of it is no reason to raise.
         """
         steps_before = self.steps_done
         state = self._state()
-        predicted = self._predict(noise_pred) if self._wants_preview else None
+        predicted, prediction_error = self._try_to_predict(noise_pred)
         try:
             (latents, *_) = self._scheduler.step(
                 noise_pred, self.timestep, self.latents, **self._step_arguments, return_dict=False
@@ -127,11 +131,24 @@ class Sample:
         self.latents = latents.to(self.latents.dtype)
         self._position += 1
         self.completed_step = self.steps_done > steps_before
-        self.predicted = predicted if self.completed_step and not self.is_denoised else None
+        is_shown = self.completed_step and not self.is_denoised
+        self.predicted = predicted if is_shown else None
+        self.prediction_error = prediction_error if is_shown else None
 
     @property
-    def _wants_preview(self) -> bool:
-        return self.steps_done + 1 in self.request.preview_steps
+    def wanted_preview(self) -> bool:
+        """Whether a preview is wanted of the step that was just done."""
+        return self.predicted is not None or self.prediction_error is not None
+
+    def _try_to_predict(self, output: torch.Tensor) -> tuple[torch.Tensor | None, Exception | None]:
+        if self.steps_done + 1 not in self.request.preview_steps:
+            return None, None
+        try:
+            return self._predict(output), None
+        except Exception as error:
+            if is_fatal(error):
+                raise
+            return None, error.with_traceback(None)
 
     def _predict(self, output: torch.Tensor) -> torch.Tensor:
         """The clean latents that the U-Net's output points to (https://arxiv.org/abs/2010.02502,

@@ -23,7 +23,8 @@ class Tick:
         upcasts: Images or tiles decoded again in fp32 because they overflowed in fp16.
         out_of_memory: Calls that ran out of memory.
         put_back: Samples that had to wait again for that.
-        previews_dropped: Previews that were due and are not drawn.
+        previews_dropped: Previews that were due and are not drawn, for want of time.
+        previews_failed: Previews that could not be drawn.
         encode_seconds: Prompts, initial noise and schedules of the samples admitted.
         unet_seconds: The U-Net call, its inputs put together included.
         scheduler_seconds: Guidance and scheduler steps.
@@ -39,6 +40,7 @@ class Tick:
     out_of_memory: int = 0
     put_back: int = 0
     previews_dropped: int = 0
+    previews_failed: int = 0
     encode_seconds: float = 0.0
     unet_seconds: float = 0.0
     scheduler_seconds: float = 0.0
@@ -58,6 +60,7 @@ class TickRecorder:
     out_of_memory: int = 0
     put_back: int = 0
     previews_dropped: int = 0
+    previews_failed: int = 0
     _seconds: dict[Phase, float] = field(default_factory=dict)
 
     @contextmanager
@@ -81,6 +84,7 @@ class TickRecorder:
             out_of_memory=self.out_of_memory,
             put_back=self.put_back,
             previews_dropped=self.previews_dropped,
+            previews_failed=self.previews_failed,
             encode_seconds=seconds.get("encode", 0.0),
             unet_seconds=seconds.get("unet", 0.0),
             scheduler_seconds=seconds.get("scheduler", 0.0),

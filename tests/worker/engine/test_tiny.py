@@ -1,4 +1,4 @@
-"""A tiny decoder for previews of latents that are too large for the VAE."""
+"""A tiny decoder for previews."""
 
 import shutil
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from PIL import Image
 from koala.catalogue import DEMO_FOLDER, resolve
 from koala.settings import Settings
 from tests.worker.engine.support import run, sample
-from worker.engine import Engine, Preview, ResidentPipeline, previews
+from worker.engine import Engine, Preview, ResidentPipeline
 from worker.engine.tiny import TinyDecoder
 from worker.model import CannotLoad, load
 
@@ -42,13 +42,11 @@ def preview(engine: Engine) -> Image.Image:
     return shown.image
 
 
-def test_it_draws_what_is_too_large_for_the_vae_and_the_map_what_is_too_dear_for_it(
+def test_it_draws_previews_and_the_map_those_that_are_too_dear_for_it(
     pipeline: ResidentPipeline, decoder: TinyDecoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pipeline, "tiny_decoder", decoder)
-    # The VAE makes 4 pixels of a side of a latent, the tiny decoder 8, the map 2.
-    assert preview(Engine(pipeline, max_rows=2)).size == (64, 64)
-    monkeypatch.setattr(previews, "_LARGEST_DECODED", 0)
+    # The tiny decoder makes 8 pixels of a side of a latent, the map 2.
     engine = Engine(pipeline, max_rows=2)
     assert preview(engine).size == (128, 128)
     engine._previewer._for_decoder.spend(1000.0)

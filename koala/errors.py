@@ -257,6 +257,13 @@ class TooManyConnections(KoalaError):
     default_code = "too_many_connections"
 
 
+class ImageStoreUnavailable(KoalaError):
+    """The image store cannot be written or read right now."""
+
+    status = 503
+    default_code = "image_store_unavailable"
+
+
 class WaitTimeout(KoalaError):
     """A waiting call ran into ``KOALA_SYNC_TIMEOUT``; the job itself goes on."""
 

@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 from koala.store import ImageStore
 
 _BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
-_OPERATIONS: Final = ("put", "get", "delete", "list")
+_OPERATIONS: Final = ("put", "get", "delete", "list", "probe")
 
 
 class StoreMetrics:
@@ -60,6 +60,11 @@ class MeteredStore(ImageStore):
         """As :meth:`ImageStore.get`."""
         with self._metered("get"):
             return super().get(name)
+
+    def probe(self) -> None:
+        """As :meth:`ImageStore.probe`."""
+        with self._metered("probe"):
+            super().probe()
 
     def delete(self, name: str) -> None:
         """As :meth:`ImageStore.delete`."""

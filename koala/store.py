@@ -1,6 +1,7 @@
 """The image store: a folder, or anything else that fsspec reaches."""
 
 import re
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,6 +15,9 @@ from koala.private_folder import make_private
 
 IMAGE_NAME: Final = re.compile(r"[0-9a-f]{32}-\d{1,2}\.(png|jpeg|webp)")
 _HALF: Final = re.compile(rf"\.{IMAGE_NAME.pattern}\.[0-9a-f]{{8}}")
+# What a probe writes, whole and half: no image has such a name.
+_PROBE: Final = re.compile(r"\.probe-[0-9a-f]{16}|\.\.probe-[0-9a-f]{16}\.[0-9a-f]{8}")
+_PROBE_BYTES: Final = 64
 # Where an object is there as a whole or not at all, and where moving it means to copy it.
 _OBJECT_STORES: Final = frozenset({"s3", "s3a", "gs", "gcs", "abfs", "az", "memory"})
 MEDIA_TYPES: Final = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
@@ -43,12 +47,33 @@ class ImageStore:
         """
         if not IMAGE_NAME.fullmatch(name):
             raise ValueError(f"not an image name: {name!r}")
-        path = f"{self._root}/{name}"
         with _os_errors():
-            if self._is_object_store:
-                self._fs.pipe_file(path, data)
-            else:
-                self._put_file(path, data)
+            self._write(f"{self._root}/{name}", data)
+
+    def probe(self) -> None:
+        """Write a small object, read it back and delete it, as images are.
+
+        It has a name that no image has; one that is left behind is removed like half an image.
+
+        Raises:
+            OSError: The store cannot be used; the message says what it refused, and why.
+        """
+        path = f"{self._root}/.probe-{secrets.token_hex(8)}"
+        data = secrets.token_bytes(_PROBE_BYTES)
+        with _refused("written"):
+            self._write(path, data)
+        with _refused("read"):
+            found = self._fs.cat_file(path)
+        with _refused("deleted"):
+            self._fs.rm_file(path)
+        if found != data:
+            raise OSError("it gives back other bytes than were written")
+
+    def _write(self, path: str, data: bytes) -> None:
+        if self._is_object_store:
+            self._fs.pipe_file(path, data)
+        else:
+            self._put_file(path, data)
 
     def _put_file(self, path: str, data: bytes) -> None:
         # A reader must never see half a file, so the bytes arrive under a name nobody asks for.
@@ -87,10 +112,10 @@ class ImageStore:
         return data
 
     def delete(self, name: str) -> None:
-        """Remove an image or a half of one, if it is there.
+        """Remove an image, a half of one or what a probe left behind, if it is there.
 
         Raises:
-            ValueError: ``name`` is the name of neither.
+            ValueError: ``name`` is the name of none of them.
             OSError: The store is read-only or out of reach.
         """
         if not _is_ours(name):
@@ -99,7 +124,9 @@ class ImageStore:
             self._fs.rm_file(f"{self._root}/{name}")
 
     def names(self) -> list[str]:
-        """Names of all images, and of the halves that killed workers left; not of other files.
+        """Names of all images, and of what killed processes left of images and probes.
+
+        Other files are left out.
 
         Raises:
             OSError: The store is out of reach.
@@ -118,7 +145,16 @@ class ImageStore:
 
 
 def _is_ours(name: str) -> bool:
-    return (IMAGE_NAME.fullmatch(name) or _HALF.fullmatch(name)) is not None
+    return any(kind.fullmatch(name) for kind in (IMAGE_NAME, _HALF, _PROBE))
+
+
+@contextmanager
+def _refused(what: str) -> Iterator[None]:
+    try:
+        with _os_errors():
+            yield
+    except OSError as error:
+        raise OSError(f"nothing can be {what} there: {error.strerror or error}") from error
 
 
 @contextmanager

@@ -55,7 +55,8 @@ class WorkerAd(BaseModel):
     ``started_at`` is Redis' time, and so is ``expires_at``, when the account is void unless
     renewed. ``slowness`` is that of all sizes together. ``store_seconds`` pass from a job's last
     pixel until its end is written down. ``vram`` is ``None`` on a CPU. ``is_loaded`` is false while
-    the weights are freed for want of work; the next job brings them back.
+    the weights are freed for want of work; the next job brings them back. ``trouble``
+    says why the worker claims no jobs, if so.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -80,10 +81,15 @@ class WorkerAd(BaseModel):
     metrics_url: str | None = None
     sizes: list[MeasuredSize] = []
     is_loaded: bool = True
+    trouble: str | None = None
 
     def is_alive(self, now: float) -> bool:
         """Whether the account is still good at ``now``, Redis' time."""
         return self.expires_at.timestamp() > now
+
+    def serves(self, model: str) -> bool:
+        """Whether it claims jobs for ``model``."""
+        return self.model == model and self.trouble is None
 
 
 def advertise(connection: redis.Redis, keys: Keys, ad: WorkerAd) -> None:

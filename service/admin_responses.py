@@ -52,6 +52,7 @@ class AdminWorker(BaseModel):
     slowness: float = Field(description="Its loop under load, as a multiple of the measured calls.")
     vram: Vram | None = Field(description="Null: it does not draw on a GPU.")
     metrics_url: str | None
+    trouble: str | None = Field(description="Why it claims no jobs; null: it does.")
     sizes: list[AdminSize]
 
 

@@ -61,6 +61,7 @@ def create_app(
                 yield
         finally:
             await end(sweeping)
+            await gateway.store_health.close()
             await asyncio.gather(*gateway.tasks, return_exceptions=True)
             await gateway.feeds.close()
             await gateway.redis.aclose()

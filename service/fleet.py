@@ -34,7 +34,7 @@ class Fleet:
 
     async def serves(self, model: str) -> bool:
         """Whether a live worker serves ``model``."""
-        return any(ad.model == model for ad in await self.alive())
+        return any(ad.serves(model) for ad in await self.alive())
 
     async def seconds_to_draw(self, images: int) -> float | None:
         """Seconds that ``images`` take at the workers' measured pace; ``None``: unknown."""

@@ -27,6 +27,7 @@ from service.keyring import Keyring
 from service.metrics import Metrics
 from service.rate_limits import RateLimits
 from service.retention import Retention
+from service.store_health import StoreHealth
 from service.withdrawals import Withdrawals
 
 
@@ -48,6 +49,7 @@ class Gateway:
     forecasts: Forecasts
     ledger: Ledger
     store: ImageStore
+    store_health: StoreHealth
     loras: LoraFolder
     retention: Retention
     keyring: Keyring | None
@@ -100,6 +102,7 @@ class Gateway:
             forecasts=forecasts,
             ledger=ledger,
             store=store,
+            store_health=StoreHealth(store),
             loras=loras,
             retention=Retention(connection, queue.keys, store, settings),
             keyring=_keyring(settings),

@@ -13,6 +13,7 @@ from koala.store import ImageStore
 from worker.flight import Flight, Outcome
 from worker.images import ImageMetadata, encode_image
 from worker.safety import SafetyChecker
+from worker.store_watch import StoreWatch
 
 log = structlog.get_logger()
 
@@ -36,6 +37,7 @@ class Gallery:
         store: Where images go.
         describe: Builds the metadata that an image carries, from its flight, index and pixels.
         safety: Says which images are withheld; ``None``: none is.
+        store_watch: Told of images that were not stored; ``None``: one of its own.
     """
 
     def __init__(
@@ -43,8 +45,10 @@ class Gallery:
         store: ImageStore,
         describe: Callable[[Flight, int, Image], ImageMetadata],
         safety: SafetyChecker | None = None,
+        store_watch: StoreWatch | None = None,
     ) -> None:
         self.safety = safety
+        self.store_watch = store_watch or StoreWatch(store)
         self._store = store
         self._describe = describe
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="gallery")
@@ -65,6 +69,7 @@ class Gallery:
 
     def close(self) -> None:
         """Wait for what is being written, drop what is not begun."""
+        self.store_watch.close()
         self._pool.shutdown(cancel_futures=True)
         self._pending.clear()
 
@@ -85,6 +90,7 @@ class Gallery:
         log.error("an image was not stored", job_id=flight.id, index=index, exc_info=error)
         if isinstance(error, OSError):
             reason = error.strerror or str(error)
+            self.store_watch.doubt(reason)
             failure = Outcome.failed("image_store_error", f"The image was not stored: {reason}.")
         else:
             message = f"The image was not checked or not encoded: {error}"

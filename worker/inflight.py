@@ -130,7 +130,9 @@ class InflightWorker(SteadyWorker):
             self._flights,
             self._lost.put,
             self._stops.put,
-            lambda **given: self._account.describe(is_loaded=idle.is_loaded, **given),
+            lambda **given: self._account.describe(
+                is_loaded=idle.is_loaded, trouble=self._store_trouble, **given
+            ),
             metrics,
         )
         self._beat = Beat(settings.heartbeat_seconds, self._upkeep.beat, idle.check)
@@ -291,8 +293,20 @@ class InflightWorker(SteadyWorker):
     # Into flight
 
     @property
+    def claims_nothing(self) -> bool:
+        """Whether the images of a job could not be stored."""
+        return self._gallery.store_watch.trouble is not None
+
+    @property
+    def _store_trouble(self) -> str | None:
+        reason = self._gallery.store_watch.trouble
+        return None if reason is None else f"the image store cannot be used: {reason}"
+
+    @property
     def _has_room(self) -> bool:
         if self.is_stopping or self._is_suspended or self._boarding.is_closed:
+            return False
+        if self.claims_nothing:
             return False
         backlog = sum(flight.images_to_store for flight in self._flights.values())
         return self._engine.has_room and backlog < _BACKLOG_BATCHES * self._engine.max_rows

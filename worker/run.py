@@ -34,6 +34,7 @@ from worker.metrics import WorkerMetrics
 from worker.model import CannotLoad, load
 from worker.residency import predict
 from worker.safety import SafetyChecker, SafetyCheckerError
+from worker.store_watch import StoreWatch
 from worker.vram import vram_of
 
 log = structlog.get_logger()
@@ -56,6 +57,9 @@ def run(settings: Settings, tracer_provider: TracerProvider | None = None) -> in
         endpoint = Endpoint(metrics.registry)
         metrics_url = _serve(endpoint, settings)
         store = _open_store(settings, metrics)
+        # The log should tell of a store that cannot be used before the model is loaded.
+        store_watch = StoreWatch(store)
+        store_watch.begin()
         safety = _safety(settings)
         connection = _reach_redis(settings)
         pipeline = load(settings, card)
@@ -67,6 +71,7 @@ def run(settings: Settings, tracer_provider: TracerProvider | None = None) -> in
             pipeline,
             engine,
             store,
+            store_watch,
             safety,
             metrics,
             metrics_url,
@@ -162,6 +167,7 @@ def _build(
     pipeline: ResidentPipeline,
     engine: Engine,
     store: ImageStore,
+    store_watch: StoreWatch,
     safety: SafetyChecker | None,
     metrics: WorkerMetrics,
     metrics_url: str,
@@ -197,7 +203,7 @@ def _build(
         connection,
         clock,
         engine,
-        Gallery(store, describe, safety),
+        Gallery(store, describe, safety, store_watch),
         model=ServedModel(
             id=card.id,
             names=frozenset({card.id, card.source, settings.model}),

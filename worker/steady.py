@@ -32,6 +32,9 @@ _ANSWER_SECONDS: Final = 5
 
 _PUBSUB_RETRY_SECONDS: Final = 1.0
 
+# How often a worker that may claim nothing looks whether it may.
+_HOLD_SECONDS: Final = 0.2
+
 
 class SteadyWorker(FencedWorker):
     """What keeps running around the loop.
@@ -88,6 +91,11 @@ class SteadyWorker(FencedWorker):
         if self._is_waiting:
             raise StopRequested
 
+    @property
+    def claims_nothing(self) -> bool:
+        """Whether jobs are to be left to others for now."""
+        return False
+
     def dequeue_job_and_maintain_ttl(
         self, timeout: int | None, max_idle_time: int | None = None
     ) -> tuple[Job, Queue] | None:
@@ -97,6 +105,9 @@ class SteadyWorker(FencedWorker):
             while True:
                 if self.is_stopping:
                     raise StopRequested
+                if self.claims_nothing:
+                    time.sleep(_HOLD_SECONDS)
+                    continue
                 # RQ waits where there is no connection; other outages are answers.
                 with self.link.attempt():
                     return super().dequeue_job_and_maintain_ttl(timeout, max_idle_time)

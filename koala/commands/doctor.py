@@ -24,6 +24,7 @@ from koala.errors import ModelNotFound
 from koala.keyfile import KeyFileError, read_keys
 from koala.keys import Keys
 from koala.settings import Settings
+from koala.store import ImageStore
 from koala.workers import MeasuredSize, WorkerAd, alive
 
 
@@ -91,8 +92,12 @@ def _redis(settings: Settings) -> Iterator[Finding]:
 
 
 def _place(settings: Settings) -> str:
-    # The password, if there is one, stays out of the report.
-    return settings.resolved_redis_url.rsplit("@", 1)[-1]
+    return _without_password(settings.resolved_redis_url)
+
+
+def _without_password(url: str) -> str:
+    # A password, if there is one, stays out of the report.
+    return url.rsplit("@", 1)[-1]
 
 
 def _workers(settings: Settings) -> Iterator[Finding]:
@@ -108,7 +113,10 @@ def _workers(settings: Settings) -> Iterator[Finding]:
             f"{ad.name}: {ad.model} on {ad.device} ({ad.dtype}), {ad.jobs_in_flight} jobs in "
             f"flight, {ad.rows} of {ad.max_rows} rows{rate}{loaded}"
         )
-        yield Finding("worker", Verdict.OK, text)
+        if ad.trouble is None:
+            yield Finding("worker", Verdict.OK, text)
+        else:
+            yield Finding("worker", Verdict.FAIL, f"{text}; it claims no jobs: {ad.trouble}")
         for measured in ad.sizes:
             yield Finding("batch", Verdict.OK, _curve(measured))
     if not ads:
@@ -221,17 +229,27 @@ def _packages(_: Settings) -> Iterator[Finding]:
 
 def _store(settings: Settings) -> Iterator[Finding]:
     url = settings.resolved_image_store
-    if "://" in url:
-        yield Finding("images", Verdict.OK, url)
+    folder = None if "://" in url else Path(url)
+    if folder is not None and not folder.exists():
+        existing = next(parent for parent in folder.parents if parent.exists())
+        if existing.is_dir() and os.access(existing, os.W_OK):
+            text = f"{folder}, made when it is first needed, {_free(existing)}"
+            yield Finding("images", Verdict.OK, text)
+        else:
+            yield Finding("images", Verdict.FAIL, f"{folder}: {existing} is no writable folder")
         return
-    folder = Path(url)
-    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
-    if os.access(existing, os.W_OK):
-        stat = os.statvfs(existing)
-        free = stat.f_bavail * stat.f_frsize / 2**30
-        yield Finding("images", Verdict.OK, f"{folder}, {free:.1f} GiB free")
-    else:
-        yield Finding("images", Verdict.FAIL, f"{existing} is not writable")
+    try:
+        ImageStore(url).probe()
+    except (OSError, ValueError, ImportError) as error:
+        yield Finding("images", Verdict.FAIL, f"{_without_password(url)}: {error}")
+        return
+    text = "written, read and deleted" if folder is None else _free(folder)
+    yield Finding("images", Verdict.OK, f"{_without_password(url)}, {text}")
+
+
+def _free(folder: Path) -> str:
+    stat = os.statvfs(folder)
+    return f"{stat.f_bavail * stat.f_frsize / 2**30:.1f} GiB free"
 
 
 _CHECKS: tuple[Callable[[Settings], Iterator[Finding]], ...] = (

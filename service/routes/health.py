@@ -9,7 +9,7 @@ from fastapi import APIRouter
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
-from koala.errors import QueueUnavailable
+from koala.errors import ImageStoreUnavailable, QueueUnavailable
 from service.errors import ErrorBody
 from service.gateway import Gateway, GatewayDep
 
@@ -33,23 +33,36 @@ async def healthz() -> Response:
     "/readyz", responses={503: {"model": ErrorBody, "description": "Not ready; it says why."}}
 )
 async def readyz(gateway: GatewayDep) -> Response:
-    """Whether a request would be served: Redis answers and a live worker has the model."""
-    try:
-        async with asyncio.timeout(_PROBE_SECONDS):
-            await gateway.queue.ping()
-            ready = await gateway.fleet.serves(gateway.card.id)
-    except (redis.RedisError, TimeoutError) as error:
-        reason = str(error).rstrip(".") or f"silent for {_PROBE_SECONDS:g} s"
-        raise QueueUnavailable(
-            f"Not ready: Redis does not answer ({reason}).", retry_after=_RETRY_SECONDS
-        ) from None
-    if not ready:
+    """Whether a request would be served.
+
+    Redis answers, the image store can be written, read and emptied, and a live worker that claims
+    jobs has the model.
+    """
+    trouble, has_worker = await asyncio.gather(gateway.store_health.trouble(), _has_worker(gateway))
+    if trouble is not None:
+        raise ImageStoreUnavailable(
+            f"Not ready: the image store cannot be used ({trouble.rstrip('.')}).",
+            retry_after=_RETRY_SECONDS,
+        )
+    if not has_worker:
         raise QueueUnavailable(
             f"Not ready: no live worker serves {gateway.card.id}.",
             code="no_worker",
             retry_after=_RETRY_SECONDS,
         )
     return JSONResponse({"status": "ready"})
+
+
+async def _has_worker(gateway: Gateway) -> bool:
+    try:
+        async with asyncio.timeout(_PROBE_SECONDS):
+            await gateway.queue.ping()
+            return await gateway.fleet.serves(gateway.card.id)
+    except (redis.RedisError, TimeoutError) as error:
+        reason = str(error).rstrip(".") or f"silent for {_PROBE_SECONDS:g} s"
+        raise QueueUnavailable(
+            f"Not ready: Redis does not answer ({reason}).", retry_after=_RETRY_SECONDS
+        ) from None
 
 
 @router.get("/metrics", response_class=PlainTextResponse)
@@ -67,7 +80,7 @@ async def _measure(gateway: Gateway) -> None:
         age = await gateway.queue.oldest_seconds()
         ads = await gateway.fleet.alive()
         alive = len(ads)
-        ready = sum(ad.model == gateway.card.id for ad in ads)
+        ready = sum(ad.serves(gateway.card.id) for ad in ads)
         webhooks = await gateway.redis.zcard(gateway.queue.keys.outbox)
     except redis.RedisError:
         # A gap in these series is the truth; the gateway's own figures are still worth a scrape.

@@ -3,15 +3,19 @@
 import hashlib
 from typing import Annotated
 
+import structlog
 from anyio import to_thread
 from fastapi import APIRouter, Header
 from starlette.responses import Response
 
+from koala.errors import ImageStoreUnavailable
 from koala.store import MEDIA_TYPES, ImageStore
 from service.auth import AUTH_RESPONSES, ImageRoute, ReaderDep
 from service.errors import ErrorBody
 from service.gateway import GatewayDep
 from service.ownership import check_own_image
+
+log = structlog.get_logger()
 
 router = APIRouter(tags=["images"], route_class=ImageRoute)
 
@@ -28,6 +32,7 @@ _CACHE_CONTROL = "private, max-age=31536000, immutable"
         304: {"description": "The client has it already."},
         **AUTH_RESPONSES,
         404: {"model": ErrorBody, "description": "There is no such image."},
+        503: {"model": ErrorBody, "description": "The image store cannot be read."},
     },
 )
 async def get_image(
@@ -38,7 +43,13 @@ async def get_image(
 ) -> Response:
     """An image's file."""
     check_own_image(reader, name)
-    data, etag = await to_thread.run_sync(_read, gateway.store, name)
+    try:
+        data, etag = await to_thread.run_sync(_read, gateway.store, name)
+    except OSError as error:
+        log.error("an image cannot be read", name=name, error=str(error))
+        raise ImageStoreUnavailable(
+            "The image store cannot be read right now; try again soon.", retry_after=2
+        ) from None
     headers = {"ETag": etag, "Cache-Control": _CACHE_CONTROL}
     if _matches(etag, if_none_match or ()):
         return Response(status_code=304, headers=headers)

@@ -35,15 +35,39 @@ def test_a_store_that_cannot_be_written_fails_the_job_and_not_the_worker(service
     service.wait_until_ready()
     # The permission bits of a folder stop everybody but root; a file in its place stops root too.
     store = Path(service.settings.resolved_image_store)
+    store.rmdir()
     store.touch()
 
-    assert "Not a directory" in refusal(service) or "exists" in refusal(service)
+    message = refusal(service)
+    assert "Not a directory" in message or "exists" in message
 
     store.unlink()
     job_id = service.admit(prompt="a", num_inference_steps=4)
     eventually(lambda: service.have_completed([job_id]))
     check_completed_once(service, [job_id])
     assert worker.is_alive()
+
+
+def test_a_worker_claims_no_job_while_it_cannot_store_images(service: Parts) -> None:
+    store = Path(service.settings.resolved_image_store)
+    store.touch()
+    worker = service.start_worker()
+    service.wait_until_started(worker)
+    job_id = service.admit(prompt="a", num_inference_steps=4)
+
+    answer = service.http.get("/readyz")
+    assert answer.status_code == 503
+    assert answer.json()["error"]["code"] == "image_store_unavailable"
+    eventually(lambda: "no job is claimed" in service.log.read_text())
+    assert service.rig.record(job_id).state == "queued"
+    assert service.stop_worker(worker) == 0
+
+    service.wait_until_started(service.start_worker())
+    assert service.rig.record(job_id).state == "queued"
+    store.unlink()
+    eventually(lambda: service.have_completed([job_id]))
+    check_completed_once(service, [job_id])
+    service.wait_until_ready()
 
 
 def test_a_full_store_fails_the_job_and_leaves_no_half_images(service: Parts) -> None:

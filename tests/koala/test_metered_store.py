@@ -25,12 +25,13 @@ def test_calls_that_go_well_are_timed_by_what_they_do(
     assert images.get(name) == b"pixels"
     images.delete(name)
     assert images.names() == []
+    images.probe()
     count = "koala_image_store_seconds_count"
     values = {
         operation: registry.get_sample_value(count, {"operation": operation})
-        for operation in ("put", "get", "delete", "list")
+        for operation in ("put", "get", "delete", "list", "probe")
     }
-    assert values == {"put": 1, "get": 1, "delete": 1, "list": 1}
+    assert values == {"put": 1, "get": 1, "delete": 1, "list": 1, "probe": 1}
 
 
 def test_calls_that_fail_are_counted_and_not_timed(
@@ -42,10 +43,11 @@ def test_calls_that_fail_are_counted_and_not_timed(
         lambda: images.put(name, b"pixels"),
         lambda: images.get(name),
         lambda: images.delete(name),
+        images.probe,
     ):
         with pytest.raises(OSError):
             call()
-    for operation in ("put", "get", "delete"):
+    for operation in ("put", "get", "delete", "probe"):
         labels = {"operation": operation}
         assert registry.get_sample_value("koala_image_store_errors_total", labels) == 1
         assert registry.get_sample_value("koala_image_store_seconds_count", labels) == 0

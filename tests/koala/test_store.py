@@ -78,3 +78,50 @@ def test_folders_made_for_images_are_private_and_others_stay_as_they_are(tmp_pat
     made = (tmp_path / "data", tmp_path / "data" / "images")
     assert [folder.stat().st_mode & 0o777 for folder in made] == [0o700, 0o700]
     assert shared.stat().st_mode & 0o777 == 0o755
+
+
+@pytest.mark.parametrize("kind", ["folder", "objects"])
+def test_a_probe_finds_a_store_that_can_be_used_and_leaves_nothing_behind(
+    kind: str, tmp_path: Path
+) -> None:
+    url = str(tmp_path / "images") if kind == "folder" else f"memory://probe/{tmp_path.name}"
+    store = ImageStore(url)
+    store.probe()
+    assert store._fs.find(store._root) == []
+
+
+def test_a_probe_says_what_a_store_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(OSError, match="nothing can be written there: "):
+        ImageStore(str(tmp_path / "file")).probe()
+
+    # Stores with such rules, which a folder on this machine has not.
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    store = ImageStore(str(tmp_path / "images"))
+    with monkeypatch.context() as patch:
+        patch.setattr(store._fs, "cat_file", refuse)
+        with pytest.raises(OSError, match="nothing can be read there: Permission denied"):
+            store.probe()
+    with monkeypatch.context() as patch:
+        patch.setattr(store._fs, "cat_file", lambda path: b"other")
+        with pytest.raises(OSError, match="other bytes"):
+            store.probe()
+    monkeypatch.setattr(store._fs, "rm_file", refuse)
+    with pytest.raises(OSError, match="nothing can be deleted there: Permission denied"):
+        store.probe()
+
+
+def test_what_a_probe_left_behind_is_no_image_and_is_swept(tmp_path: Path) -> None:
+    store = ImageStore(str(tmp_path))
+    left = [".probe-0123456789abcdef", "..probe-0123456789abcdef.01234567"]
+    for name in (*left, ".probes", NAME):
+        (tmp_path / name).write_bytes(b"left")
+    with pytest.raises(ImageNotFound):
+        store.get(left[0])
+    # As the sweep does it with what no job tells of.
+    assert sorted(store.names()) == sorted([*left, NAME])
+    for name in left:
+        store.delete(name)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([".probes", NAME])

@@ -1,5 +1,7 @@
 """What machines ask: alive, ready, metrics, models, and the page for people."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -40,6 +42,73 @@ def test_without_redis_the_gateway_is_alive_but_not_ready(tmp_path: Path) -> Non
         assert served.metric("koala_redis_up") == 0
         [model] = served.http.get("/v1/models").json()["data"]
         assert model["ready"] is False
+
+
+def test_a_store_that_cannot_be_used_makes_the_gateway_unready_until_it_is_repaired(
+    settings: Settings, worker: FakeWorker
+) -> None:
+    store = Path(settings.resolved_image_store)
+    store.parent.mkdir(parents=True, exist_ok=True)
+    store.write_text("no folder")
+    with serving(settings) as served:
+        worker.advertise()
+        response = served.http.get("/readyz")
+        assert response.status_code == 503
+        error = response.json()["error"]
+        assert error["code"] == "image_store_unavailable"
+        assert "the image store cannot be used (nothing can be written there: " in error["message"]
+        assert response.headers["retry-after"] == "2"
+        image = served.http.get(f"/v1/images/{'0' * 32}-0.png")
+        assert image.status_code == 503
+        assert image.json()["error"]["code"] == "image_store_unavailable"
+        store.unlink()
+        wait_until(lambda: served.http.get("/readyz").is_success)
+        assert list(store.iterdir()) == []
+
+
+def test_however_many_ask_the_store_is_probed_once_in_a_while(
+    served: Served, worker: FakeWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    probes = []
+    monkeypatch.setattr(served.gateway.store, "probe", lambda: probes.append(1))
+    worker.advertise()
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda _: served.http.get("/readyz"), range(24)))
+    assert {answer.status_code for answer in answers} == {200}
+    assert len(probes) == 1
+
+
+def test_a_store_that_does_not_answer_is_named_and_asked_once(
+    served: Served, worker: FakeWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    probes, answer = [], threading.Event()
+
+    def hang() -> None:
+        probes.append(1)
+        assert answer.wait(60)
+
+    monkeypatch.setattr(served.gateway.store, "probe", hang)
+    worker.advertise()
+    for _ in range(2):
+        response = served.http.get("/readyz")
+        assert response.status_code == 503
+        assert "it has not answered for" in response.json()["error"]["message"]
+    assert served.http.get("/healthz").is_success
+    answer.set()
+    wait_until(lambda: served.http.get("/readyz").is_success)
+    assert len(probes) == 1
+
+
+def test_a_worker_that_claims_nothing_does_not_count_as_ready(
+    served: Served, worker: FakeWorker
+) -> None:
+    worker.advertise(trouble="the image store cannot be used")
+    response = served.http.get("/readyz")
+    assert (response.status_code, response.json()["error"]["code"]) == (503, "no_worker")
+    assert served.metric("koala_workers_alive") == 1
+    assert served.metric("koala_workers_ready") == 0
+    [told] = served.http.get("/v1/admin/workers").json()["data"]
+    assert told["trouble"] == "the image store cannot be used"
 
 
 def test_metrics_show_the_queue_and_the_workers(served: Served, worker: FakeWorker) -> None:

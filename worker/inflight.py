@@ -322,6 +322,8 @@ class InflightWorker(SteadyWorker):
             # Our lease ran out, the job went round, and here it is again before we noticed.
             self._forget_lost(stale)
         self._flights[flight.id] = flight
+        self._metrics.count_wait(flight.job, flight.execution.created_at)
+        self._metrics.jobs_running.set(len(self._flights))
         seconds = flight.spec.unet_calls * (self._rates.seconds_per_step or 0.0)
         if flight.is_late(self.clock.time() + seconds):
             message = f"The deadline is too near: the job takes {seconds:.3g} s, and more."
@@ -333,10 +335,7 @@ class InflightWorker(SteadyWorker):
                 flight.in_engine.add(index)
         except ValueError as error:
             self._decide(flight, Outcome.failed("invalid_job", f"Not to be drawn: {error}."))
-        waited = (flight.execution.created_at - flight.job.created_at).total_seconds()
-        self._metrics.queue_wait_seconds.observe(max(0.0, waited))
         self._metrics.count_tokens(flight)
-        self._metrics.jobs_running.set(len(self._flights))
 
     # In flight
 

@@ -20,7 +20,7 @@ class Landing:
 
     Args:
         worker: In whose name.
-        metrics: Where lost leases are counted.
+        metrics: Where lost leases and refused jobs' waits are counted.
         report: Tells of ends.
     """
 
@@ -88,5 +88,6 @@ class Landing:
             log.info("a job had ended already", job_id=job.id)
         else:
             self._report.count(outcome)
+            self._metrics.count_wait(job, execution.created_at)
         finally:
             self._worker.executions.pop(execution.id, None)

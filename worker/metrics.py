@@ -1,10 +1,12 @@
 """Prometheus metrics of one worker."""
 
 from collections.abc import Callable
+from datetime import datetime
 from typing import Final
 
 import torch
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
+from rq.job import Job
 
 from koala.metered_store import StoreMetrics
 from koala.registry import new_registry
@@ -122,7 +124,9 @@ class WorkerMetrics:
             "koala_vae_upcasts", "Images decoded again in fp32 because they overflowed in fp16."
         )
         self.queue_wait_seconds = self._histogram(
-            "koala_queue_wait_seconds", "From enqueueing to claim.", _JOB_BUCKETS
+            "koala_queue_wait_seconds",
+            "From enqueueing to claim, or until the deadline passed in the queue.",
+            _JOB_BUCKETS,
         )
         self.job_seconds = self._histogram(
             "koala_job_seconds", "From claim to end, of completed jobs.", _JOB_BUCKETS
@@ -158,6 +162,11 @@ class WorkerMetrics:
         self.previews.labels("failed").inc(tick.previews_failed)
         self.samples_in_flight.set(engine.in_flight)
         self.samples_waiting.set(engine.waiting)
+
+    def count_wait(self, job: Job, until: datetime) -> None:
+        """Count how long a job was in the queue, ``until`` a time by Redis."""
+        waited = (until - job.created_at).total_seconds()
+        self.queue_wait_seconds.observe(max(0.0, waited))
 
     def count_tokens(self, flight: Flight) -> None:
         """Count the tokens of a job's prompts."""

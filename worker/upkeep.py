@@ -44,7 +44,7 @@ class Upkeep:
         lost: Told of each lost lease, as job id and token.
         stop: Told of each job that somebody wants cancelled.
         account: Fills in what the worker says of itself, given its name and times.
-        metrics: Where requeued jobs are counted.
+        metrics: Where requeued and late jobs are counted.
     """
 
     def __init__(
@@ -158,10 +158,13 @@ class Upkeep:
             error = JobError(
                 message="The deadline passed while the job waited.", code="deadline_exceeded"
             )
-            self._bury(job_id, reaped.token, error)
+            job = self._bury(job_id, reaped.token, error)
+            if job is not None:
+                self._metrics.count_wait(job, self._worker.clock.now())
         forget_dead(self._worker.connection, self._worker.keys)
 
-    def _bury(self, job_id: str, token: str, error: JobError) -> None:
+    def _bury(self, job_id: str, token: str, error: JobError) -> FencedJob | None:
+        """Fail a job that nobody runs; ``None`` where it ended otherwise."""
         worker = self._worker
         try:
             job = cast(FencedJob, FencedJob.fetch(job_id, worker.connection, worker.serializer))
@@ -171,9 +174,10 @@ class Upkeep:
             worker.fail(job, None, error.message)
         except (NoSuchJobError, LeaseLost, AlreadyEnded) as outcome:
             log.warning("a job could not be given up", job_id=job_id, outcome=repr(outcome))
-            return
+            return None
         self._metrics.jobs_finished.labels("failed", error.code).inc()
         log.warning("a waiting job was given up", job_id=job_id, code=error.code)
+        return job
 
 
 def _hangs(flight: Flight) -> bool:

@@ -77,3 +77,32 @@ def test_every_workers_upkeep_fails_what_is_late(rig: Rig) -> None:
     assert rig.told(late) == ["queued", "failed"]
     assert rig.job(late).get_status() == "failed"
     assert rig.leftovers() == []
+
+
+def waits(rig: Rig) -> float:
+    """How many jobs' waits are counted."""
+    count = rig.metrics.registry.get_sample_value("koala_queue_wait_seconds_count")
+    assert count is not None
+    return count
+
+
+def test_the_wait_of_a_job_that_comes_too_late_is_counted_wherever_it_ends(rig: Rig) -> None:
+    rig.submit(deadline=time.time() - 1)
+    rig.worker()._upkeep.reap()
+    assert waits(rig) == 1
+    worker = rig.worker()
+    worker._rates.step(1.0)
+    claimed = rig.submit(num_inference_steps=500, deadline=time.time() + 60)
+    refused = rig.submit(model="another")
+    worker.work(burst=True)
+    assert (error(rig, claimed), error(rig, refused)) == ("deadline_exceeded", "invalid_job")
+    assert waits(rig) == 3
+    assert rig.metrics.jobs_running._value.get() == 0
+    finished = rig.metrics.jobs_finished
+    assert finished.labels("failed", "deadline_exceeded")._value.get() == 2
+
+
+def test_the_wait_of_a_job_that_is_drawn_is_counted_once(rig: Rig) -> None:
+    rig.submit()
+    rig.work()
+    assert waits(rig) == 1

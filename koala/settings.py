@@ -6,7 +6,7 @@ import tempfile
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Literal, Self
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit, urlunsplit
 
 from pydantic import ByteSize, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -41,6 +41,11 @@ class Settings(BaseSettings):
         None,
         description="Redis or Valkey to use. Unset: the server embedded in `koala up`, "
         "on a socket in the data directory.",
+    )
+    redis_password: SecretStr | None = Field(
+        None,
+        description="Password of that Redis, as it is; instead of one in the URL, where some "
+        "characters need to be percent-encoded.",
     )
     queue: Annotated[str, Field(pattern=r"^[a-z0-9_-]{1,64}$")] = Field(
         "koala", description="Name of the RQ queue; parts that share it work together."
@@ -314,6 +319,14 @@ class Settings(BaseSettings):
         return self
 
     @model_validator(mode="after")
+    def _password_is_for_a_server(self) -> Self:
+        if self.redis_password is not None and self.redis_url is None:
+            raise ValueError(
+                "KOALA_REDIS_PASSWORD needs KOALA_REDIS_URL: the embedded server has no password"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _lora_layers_are_there(self) -> Self:
         if self.fuse_qkv and self.lora_dir is not None:
             raise ValueError(
@@ -338,8 +351,20 @@ class Settings(BaseSettings):
 
     @property
     def resolved_redis_url(self) -> str:
-        """The server to connect to: ``redis_url``, or the embedded server's socket."""
-        return self.redis_url or f"unix://{quote(str(self.embedded_socket))}"
+        """The server to connect to: ``redis_url`` with its password, or the embedded server.
+
+        Raises:
+            ValueError: ``redis_url`` is no URL.
+        """
+        if self.redis_url is None:
+            return f"unix://{quote(str(self.embedded_socket))}"
+        if self.redis_password is None:
+            return self.redis_url
+        parts = urlsplit(self.redis_url)
+        login, _, address = parts.netloc.rpartition("@")
+        user = login.partition(":")[0]
+        password = quote(self.redis_password.get_secret_value(), safe="")
+        return urlunsplit(parts._replace(netloc=f"{user}:{password}@{address}"))
 
     @property
     def embedded_socket(self) -> Path:

@@ -17,7 +17,7 @@ FOLDER = compose.ROOT / "deploy" / "kubernetes"
 KUSTOMIZATIONS = sorted(FOLDER.rglob("kustomization.yaml"))
 MANIFESTS = sorted(path for path in FOLDER.rglob("*.yaml") if path not in KUSTOMIZATIONS)
 KEDA = {"ScaledObject": ScaledObject, "TriggerAuthentication": TriggerAuthentication}
-MADE_BEFOREHAND = {"koala-redis", "koala-api-keys", "koala-s3", "koala-hub"}
+MADE_BEFOREHAND = {"koala-redis", "koala-api-keys", "koala-s3", "koala-hub", "koala-gateway"}
 
 
 def objects(paths: list[Path] = MANIFESTS) -> Iterator[dict[str, Any]]:

@@ -1,7 +1,8 @@
 from pathlib import Path
 
 import pytest
-from pydantic import ValidationError
+import redis
+from pydantic import SecretStr, ValidationError
 
 from koala.settings import Settings
 
@@ -82,3 +83,27 @@ def test_a_deep_data_folder_still_gets_a_socket_path_that_fits(tmp_path: Path) -
 def test_without_a_redis_url_the_embedded_server_is_meant(tmp_path: Path) -> None:
     assert Settings(data_dir=tmp_path).resolved_redis_url == f"unix://{tmp_path}/valkey.sock"
     assert Settings(redis_url="redis://db/3").resolved_redis_url == "redis://db/3"
+
+
+@pytest.mark.parametrize(
+    ("url", "resolved"),
+    [
+        ("redis://db:6379/0", "redis://:a%2Fb%40c%23%25@db:6379/0"),
+        (
+            "rediss://user:old@db/1?ssl_check_hostname=no",
+            "rediss://user:a%2Fb%40c%23%25@db/1?ssl_check_hostname=no",
+        ),
+        ("redis://:old@[::1]:6379", "redis://:a%2Fb%40c%23%25@[::1]:6379"),
+        ("unix:///run/redis.sock?db=2", "unix://:a%2Fb%40c%23%25@/run/redis.sock?db=2"),
+    ],
+)
+def test_a_password_is_given_as_it_is_and_put_into_the_url(url: str, resolved: str) -> None:
+    settings = Settings(redis_url=url, redis_password=SecretStr("a/b@c#%"))
+    assert settings.resolved_redis_url == resolved
+    client = redis.Redis.from_url(resolved)
+    assert client.connection_pool.connection_kwargs["password"] == "a/b@c#%"
+
+
+def test_a_password_without_a_server_of_its_own_is_refused() -> None:
+    with pytest.raises(ValidationError, match="KOALA_REDIS_PASSWORD needs KOALA_REDIS_URL"):
+        Settings(redis_password=SecretStr("secret"))

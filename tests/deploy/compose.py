@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -9,32 +10,48 @@ import yaml
 
 ROOT: Final = Path(__file__).parent.parent.parent
 COMPOSE_FILE: Final = ROOT / "docker-compose.yml"
-_VARIABLE: Final = re.compile(r"\$(?:(\$)|\{(\w+)(?::-([^}]*))?\})")
+CPU_FILE: Final = ROOT / "deploy" / "compose.cpu.yml"
+EXAMPLE: Final = ROOT / ".env.example"
+# ${NAME}, ${NAME:-default}, ${NAME:+replacement}; $$ is a dollar. The innermost come first.
+_VARIABLE: Final = re.compile(r"\$(?:(\$)|\{(\w+)(?::([-+])([^${}]*))?\})")
+_DOLLAR: Final = "\0"
 
 
-def env_file(path: Path) -> dict[str, str]:
-    """The variables that a file sets."""
-    lines = [line for line in path.read_text().splitlines() if line and not line.startswith("#")]
-    return dict(line.split("=", 1) for line in lines)
+class _Loader(yaml.SafeLoader):
+    """YAML with Compose's tags: ``!reset`` removes what another file says."""
+
+
+_Loader.add_constructor("!reset", lambda loader, node: _RESET)
+_RESET: Final = object()
 
 
 def variables() -> dict[str, str | None]:
-    """What docker-compose.yml asks the environment for, with its defaults."""
-    asked = {name: default for _, name, default in _VARIABLE.findall(COMPOSE_FILE.read_text())}
-    asked.pop("", None)
+    """What the files of Compose ask the environment for, with the defaults of the first."""
+    asked: dict[str, str | None] = {}
+    for file in (COMPOSE_FILE, CPU_FILE):
+        text = file.read_text()
+        while found := [each for each in _VARIABLE.findall(text) if not each[0]]:
+            for _, name, kind, word in found:
+                asked.setdefault(name, word if kind == "-" else None)
+            text = _VARIABLE.sub(lambda each: "$$" if each[1] else "", text)
     for service in services({}).values():
-        asked |= {
-            name: None
-            for name, value in service.get("environment", {}).items()
-            if value is None and name not in asked
-        }
+        for name, value in service.get("environment", {}).items():
+            if value is None:
+                asked.setdefault(name, None)
     return asked
 
 
-def services(environment: dict[str, str]) -> dict[str, dict[str, Any]]:
-    """The services, with variables filled in; environment entries without a value stay ``None``."""
-    content = yaml.safe_load(COMPOSE_FILE.read_text())
-    filled: dict[str, dict[str, Any]] = _fill(content["services"], environment)
+def services(environment: Mapping[str, str], *, cpu: bool = False) -> dict[str, dict[str, Any]]:
+    """The services, with variables filled in; environment entries without a value stay ``None``.
+
+    Args:
+        environment: What ``.env`` sets.
+        cpu: With deploy/compose.cpu.yml over it.
+    """
+    content = yaml.load(COMPOSE_FILE.read_text(), _Loader)["services"]
+    if cpu:
+        content = _merge(content, yaml.load(CPU_FILE.read_text(), _Loader)["services"])
+    filled: dict[str, dict[str, Any]] = _fill(content, environment)
     for service in filled.values():
         for name, value in service.get("environment", {}).items():
             if value is None:
@@ -67,13 +84,38 @@ def image(target: str) -> dict[str, Any]:
     return {"env": env, "cmd": cmd, "healthcheck": healthcheck}
 
 
-def _fill(part: Any, environment: dict[str, str]) -> Any:
+def seconds(duration: str) -> float:
+    """A duration such as ``45s``."""
+    return float(duration.removesuffix("s"))
+
+
+def _merge(base: Any, over: Any) -> Any:
+    if isinstance(base, dict) and isinstance(over, dict):
+        merged = {**base, **{name: _merge(base.get(name), value) for name, value in over.items()}}
+        return {name: value for name, value in merged.items() if value is not _RESET}
+    return over
+
+
+def _fill(part: Any, environment: Mapping[str, str]) -> Any:
     if isinstance(part, dict):
         return {name: _fill(value, environment) for name, value in part.items()}
     if isinstance(part, list):
         return [_fill(value, environment) for value in part]
     if isinstance(part, str):
-        return _VARIABLE.sub(
-            lambda found: "$" if found[1] else environment.get(found[2]) or found[3] or "", part
-        )
+        return _interpolated(part, environment)
     return part
+
+
+def _interpolated(text: str, environment: Mapping[str, str]) -> str:
+    def value(found: re.Match[str]) -> str:
+        if found[1]:
+            return _DOLLAR
+        given = environment.get(found[2]) or ""
+        if found[3] == "+":
+            return found[4] if given else ""
+        # What is filled in is not looked at again.
+        return given.replace("$", _DOLLAR) or found[4] or ""
+
+    while _VARIABLE.search(text):
+        text = _VARIABLE.sub(value, text)
+    return text.replace(_DOLLAR, "$")

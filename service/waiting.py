@@ -2,6 +2,7 @@
 
 import asyncio
 from contextlib import suppress
+from typing import Final
 
 import redis
 import structlog
@@ -15,6 +16,9 @@ from service.errors import ClientGone
 from service.gateway import Gateway
 
 log = structlog.get_logger()
+
+# What replaces this process is there in seconds.
+_RETRY_SECONDS: Final = 2
 
 
 def job_headers(job_id: str) -> dict[str, str]:
@@ -92,6 +96,7 @@ def dismissal(job_id: str) -> QueueUnavailable:
     return QueueUnavailable(
         f"The gateway is shutting down. The job goes on: see /v1/jobs/{job_id}.",
         code="shutting_down",
+        retry_after=_RETRY_SECONDS,
         headers=job_headers(job_id) | {"x-should-retry": "false"},
     )
 

@@ -78,7 +78,13 @@ def run(settings: Settings, tracer_provider: TracerProvider | None = None) -> in
             tracer_provider,
         )
         endpoint.watch(lambda: worker.trouble)
-        log.info("ready", worker=worker.name, model=card.id, metrics=metrics_url)
+        log.info(
+            "ready",
+            worker=worker.name,
+            model=card.id,
+            device=str(pipeline.device),
+            metrics=metrics_url,
+        )
         worker.work()
         return 0 if worker.is_stopping else 1
     except (CannotStart, CannotLoad) as error:

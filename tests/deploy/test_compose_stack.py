@@ -1,6 +1,7 @@
 """The services of docker-compose.yml, started by hand as they stand there, without a GPU."""
 
 import io
+import json
 import os
 import re
 import signal
@@ -127,6 +128,12 @@ def test_the_health_checks_of_the_images_pass(box: Box) -> None:
     for service, target in (("gateway", "gateway"), ("worker", "worker")):
         check = compose.image(target)["healthcheck"]
         assert box.run(check, box.environment(service, target)) == 0, service
+
+
+def test_the_worker_says_on_which_device_it_draws(box: Box) -> None:
+    lines = [json.loads(line) for line in box.log("worker").read_text().splitlines()]
+    [ready] = [line for line in lines if line["event"] == "ready"]
+    assert ready["device"] == "cpu"
 
 
 def test_redis_asks_for_the_password_and_appends_each_write_to_a_file(box: Box) -> None:

@@ -101,6 +101,17 @@ def test_every_secret_is_one_that_the_guide_makes() -> None:
         assert f"secret generic {name}" in guide
 
 
+def test_only_named_clients_reach_the_pods() -> None:
+    for name, policy in by_name("NetworkPolicy").items():
+        assert "Ingress" in policy["spec"]["policyTypes"]
+        for rule in policy["spec"]["ingress"]:
+            # A rule or a peer without labels lets every pod of the cluster in.
+            assert rule["from"], name
+            for peer in rule["from"]:
+                labels = [each.get("matchLabels") for each in peer.values()]
+                assert any(labels), f"{name}: {peer}"
+
+
 def test_pods_are_given_longer_than_their_drain() -> None:
     for name, deployment in by_name("Deployment").items():
         env = {each["name"]: each.get("value") for each in container(name)["env"]}

@@ -13,6 +13,7 @@ from bench.dashboard import checks, picture, prometheus
 from bench.dashboard.panels import DASHBOARD, panels
 from bench.dashboard.prometheus import CONFIGURATION, NoPrometheus, promtool
 from koala.settings import Settings
+from tests.deploy import compose
 from tests.observability.conftest import Observed
 
 GRAFANA = DASHBOARD.parents[1]
@@ -61,9 +62,13 @@ def test_every_alert_is_tried_both_when_it_fires_and_when_it_keeps_still() -> No
 
 def test_the_deployed_targets_have_the_ports_that_the_deployment_sets() -> None:
     [gateways] = load(CONFIGURATION / "targets" / "gateways.yml")
-    [workers] = load(CONFIGURATION / "targets" / "workers.yml")
     assert gateways["targets"] == [f"gateway:{Settings.model_fields['port'].default}"]
-    assert workers["targets"] == ["worker:9101"]
+    assert load(CONFIGURATION / "targets" / "workers.yml") == []
+    jobs = load(CONFIGURATION / "prometheus.yml")["scrape_configs"]
+    # One name, but a target for each container that has it.
+    [names] = next(job["dns_sd_configs"] for job in jobs if job["job_name"] == "koala-worker")
+    assert names["names"] == ["worker"]
+    assert str(names["port"]) == compose.image("worker")["env"]["KOALA_METRICS_PORT"]
 
 
 def test_a_real_prometheus_scrapes_gateway_and_worker(observed: Observed) -> None:

@@ -128,6 +128,7 @@ def test_a_client_that_waits_longer_than_the_drain_is_told_where_its_job_is(
         response = pending.result(10)
         assert response.status_code == 503
         assert response.json()["error"]["code"] == "shutting_down"
+        assert response.headers["Retry-After"] == "2"
         assert response.headers["location"] == f"/v1/jobs/{job_id}"
         assert response.headers["x-should-retry"] == "false"
         assert running.wait(5) == 0

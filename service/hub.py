@@ -5,8 +5,10 @@ Redis was away are made up for by a slow look at the states of all watched jobs.
 """
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from typing import Final
 
 import redis.asyncio
 import structlog
@@ -17,6 +19,9 @@ from service.ending import end
 from service.keep_going import keep_going
 
 log = structlog.get_logger()
+
+# Longer than it takes a server to write its file again that was kept from it for a moment.
+_REFUSAL_SECONDS: Final = 3.0
 
 
 class Hub:
@@ -42,6 +47,13 @@ class Hub:
         self._on_end = on_end
         self._watches: dict[str, set[asyncio.Event]] = {}
         self._dismissed = False
+        self._refused_since: float | None = None
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether Redis has refused all writes for a while: no job can be drawn."""
+        since = self._refused_since
+        return since is not None and time.monotonic() - since >= _REFUSAL_SECONDS
 
     @property
     def is_dismissed(self) -> bool:
@@ -111,9 +123,24 @@ class Hub:
 
     async def _poll(self) -> None:
         await asyncio.sleep(self._poll_seconds)
+        await self._note_refusals()
         if not self._watches:
             return
         states = await self._queue.states(list(self._watches))
         for job_id, state in states.items():
             if state is None or state.is_terminal:
+                self._wake(job_id)
+
+    async def _note_refusals(self) -> None:
+        try:
+            # Beside writes, a server whose disk is full refuses this.
+            await self._queue.ping()
+        except redis.ResponseError as error:
+            if self._refused_since is None:
+                log.warning("Redis refuses writes", error=str(error))
+                self._refused_since = time.monotonic()
+        else:
+            self._refused_since = None
+        if self.is_refused:
+            for job_id in self._watches:
                 self._wake(job_id)

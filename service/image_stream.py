@@ -52,7 +52,7 @@ async def image_events(
                 return
             if event is not None and event.type is EventType.PREVIEW and event.data["image"] == 0:
                 yield await _partial(record.spec, event)
-            if time.monotonic() >= deadline:
+            if time.monotonic() >= deadline or gateway.hub.is_refused:
                 told = True
                 yield _error(await not_ready(gateway, record))
                 return

@@ -14,7 +14,7 @@ from koala.errors import (
 from koala.lora import LoraError
 from koala.spec import JobError, JobRecord
 from service.gateway import Gateway
-from service.waiting import dismissal, job_headers
+from service.waiting import dismissal, job_headers, refusal
 
 _BY_CODE: Final[dict[str, type[JobFailed]]] = {
     "deadline_exceeded": DeadlineExceeded,
@@ -46,6 +46,8 @@ async def not_ready(gateway: Gateway, record: JobRecord) -> KoalaError:
     """Why a client who waits for nothing but images gets none yet."""
     if gateway.hub.is_dismissed:
         return dismissal(record.id)
+    if gateway.hub.is_refused:
+        return refusal(record.id)
     headers = job_headers(record.id)
     if record.spec.deadline is not None and gateway.clock.time() > record.spec.deadline:
         # No worker is there to say so.

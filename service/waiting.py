@@ -36,7 +36,7 @@ async def wait_for_end(
 ) -> JobRecord | None:
     """The job once it has ended, or ``None`` when it has not after ``seconds``.
 
-    ``None`` comes early when this process is about to end.
+    ``None`` comes early when this process is about to end, or Redis refuses all writes.
 
     Args:
         gateway: The application's parts.
@@ -64,7 +64,7 @@ async def wait_for_end(
                 record = await _look(gateway, job_id)
                 if record is not None and is_over(record):
                     return record
-                if gateway.hub.is_dismissed:
+                if gateway.hub.is_dismissed or gateway.hub.is_refused:
                     return None
     except TimeoutError:
         return None
@@ -96,6 +96,16 @@ def dismissal(job_id: str) -> QueueUnavailable:
     return QueueUnavailable(
         f"The gateway is shutting down. The job goes on: see /v1/jobs/{job_id}.",
         code="shutting_down",
+        retry_after=_RETRY_SECONDS,
+        headers=job_headers(job_id) | {"x-should-retry": "false"},
+    )
+
+
+def refusal(job_id: str) -> QueueUnavailable:
+    """What a client hears whose job cannot be drawn because Redis refuses all writes."""
+    return QueueUnavailable(
+        "The queue takes no writes right now: its disk is full or broken. The job goes on when it "
+        f"does: see /v1/jobs/{job_id}.",
         retry_after=_RETRY_SECONDS,
         headers=job_headers(job_id) | {"x-should-retry": "false"},
     )

@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
+import redis
 
 from koala import embedded
 from koala.settings import Settings
@@ -32,6 +33,24 @@ def running_redis(settings: Settings) -> Iterator[subprocess.Popen[bytes]]:
         embedded.wait_until_ready(settings)
         yield server
         server.terminate()
+
+
+@contextmanager
+def refusing_writes(settings: Settings) -> Iterator[None]:
+    """Let the server fail to save, upon which it refuses all writes, as with a full disk."""
+    with redis.Redis.from_url(settings.resolved_redis_url) as client:
+        names = client.config_get("d*")
+        in_the_way = Path(names["dir"]) / names["dbfilename"]
+        in_the_way.mkdir()
+        client.config_set("save", "3600 1")
+        client.bgsave()
+        wait_until(lambda: client.info("persistence")["rdb_last_bgsave_status"] == "err")
+        try:
+            yield
+        finally:
+            in_the_way.rmdir()
+            # Without times to save at there is nothing that could have failed.
+            client.config_set("save", "")
 
 
 def in_background(call: Any, *args: Any, **kwargs: Any) -> Future[httpx.Response]:
@@ -231,3 +250,28 @@ def test_many_clients_wait_at_once_and_each_gets_its_own(
         assert seeds == list(range(count))
         wait_until(lambda: served.metric(WAITING) == 0)
         assert served.gateway.hub.watched == 0
+
+
+def test_a_server_that_refuses_all_writes_ends_the_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Streams look when they beat.
+    monkeypatch.setattr("service.image_stream.HEARTBEAT_SECONDS", 1.0)
+    settings = Settings(data_dir=tmp_path)
+    with running_redis(settings), serving(settings) as served:
+        waiting = in_background(post, served)
+        streaming = in_background(post, served, stream=True)
+        wait_until(lambda: served.gateway.hub.watched and served.gateway.feeds.listeners)
+        with refusing_writes(settings):
+            answer = waiting.result(20)
+            assert answer.status_code == 503
+            assert answer.json()["error"]["code"] == "queue_unavailable"
+            assert answer.headers["Retry-After"] == "2"
+            job_id = answer.headers["x-koala-job-id"]
+            assert "queue_unavailable" in streaming.result(40).text
+            # Those that come now are not kept waiting either, and the job is still there.
+            assert post(served).status_code == 503
+            assert httpx.get(f"{served.base_url}/readyz").status_code == 503
+            assert httpx.get(f"{served.base_url}/v1/jobs/{job_id}").json()["status"] == "queued"
+        wait_until(lambda: not served.gateway.hub.is_refused)
+        assert post(served, "respond-async").status_code == 202

@@ -67,6 +67,16 @@ class Gallery:
             flight, index = self._pending.pop(future)
             yield self._outcome(future, flight, index)
 
+    def discard(self, flight: Flight) -> None:
+        """Store no more images of a job that ended without them; those under way are removed.
+
+        The sweep of images, which removes what was stored before, may have come by then.
+        """
+        for future in [each for each, (owner, _) in self._pending.items() if owner is flight]:
+            del self._pending[future]
+            if not future.cancel():
+                future.add_done_callback(self._remove)
+
     def close(self) -> None:
         """Wait for what is being written, drop what is not begun."""
         self.store_watch.close()
@@ -82,6 +92,15 @@ class Gallery:
         name = spec.image_name(index)
         self._store.put(name, data)
         return ImageRef(name=name, seed=spec.image_seed(index), size_bytes=len(data))
+
+    def _remove(self, future: Future[ImageRef | None]) -> None:
+        image = None if future.exception() else future.result()
+        if image is None:
+            return
+        try:
+            self._store.delete(image.name)
+        except OSError as error:
+            log.warning("an image of a failed job stays", name=image.name, error=str(error))
 
     def _outcome(self, future: Future[ImageRef | None], flight: Flight, index: int) -> Stored:
         error = future.exception()

@@ -274,6 +274,8 @@ class InflightWorker(SteadyWorker):
                     landed_at = end.result()
                     if flight.decoded_at is not None:
                         self._rates.stored(landed_at - flight.decoded_at)
+                    if flight.outcome is not None and flight.outcome.result is None:
+                        self._gallery.discard(flight)
                     self._forget(flight)
                 except LeaseLost:
                     self._forget_lost(flight)

@@ -2,10 +2,16 @@
 
 import time
 from collections import Counter
+from collections.abc import Callable
+from threading import Event
 
+from koala.errors import ImageNotFound
 from koala.expiry import ExpiringImages
+from koala.store import ImageStore
+from tests.service.fakes import wait_until
 from tests.support import spec
-from tests.worker.rig import Rig
+from tests.worker.rig import Rig, describe
+from worker.gallery import Gallery
 
 # Events of every step that was told, the result twice (RQ's and the event), the prompt twice.
 _MOST_BYTES_PER_JOB = 16_384
@@ -37,6 +43,44 @@ def test_images_of_a_job_that_failed_in_the_middle_may_go_at_once(rig: Rig) -> N
     [(member, score)] = expiry(rig).items()
     assert ExpiringImages.decode(member) == ExpiringImages.of(job)
     assert score <= time.time()
+
+
+class FirstFailsSecondIsLate(ImageStore):
+    """Refuses the first image of a job, and is done with the second when the job has ended."""
+
+    def __init__(self, url: str, has_ended: Callable[[], bool]) -> None:
+        super().__init__(url)
+        self._has_ended = has_ended
+        self.is_stored = Event()
+
+    def put(self, name: str, data: bytes) -> None:
+        if "-0." in name:
+            raise OSError("full")
+        wait_until(self._has_ended)
+        super().put(name, data)
+        self.is_stored.set()
+
+
+def test_an_image_that_is_stored_after_its_job_failed_is_removed(rig: Rig) -> None:
+    job = spec(n=2)
+    job_id = rig.submit_spec(job)
+    store = FirstFailsSecondIsLate(
+        rig.settings.resolved_image_store, lambda: bool(rig.redis.zcard(rig.keys.images))
+    )
+
+    rig.work(gallery=Gallery(store, describe))
+
+    assert rig.record(job_id).state == "failed"
+    assert store.is_stored.wait(10)
+
+    def is_gone() -> bool:
+        try:
+            store.get(job.image_name(1))
+        except ImageNotFound:
+            return True
+        return False
+
+    wait_until(is_gone)
 
 
 def test_everything_about_a_finished_job_expires_but_the_lists_that_are_swept(rig: Rig) -> None:

@@ -22,7 +22,7 @@ INSTALL_PROMETHEUS := if command -v apt-get >/dev/null; then \
 	else echo "The tests need prometheus and promtool in the PATH: https://prometheus.io/download" >&2; \
 	exit 1; fi
 
-.PHONY: run test check bench soak demo-model pictures plan-table verify-image verify-metrics \
+.PHONY: run test check bench soak demo-model pictures plan-table verify-compose verify-image verify-metrics \
 	verify-models verify-plan verify-s3 clean
 
 run: $(VENV)/.run
@@ -77,7 +77,11 @@ demo-model: $(VENV)/.test
 verify-image:
 	deploy/verify-image.sh
 
-# The same, for it makes network namespaces.
+# docker-compose.yml on a real engine: root, Docker with Compose and buildx, debootstrap, half an hour.
+verify-compose: $(VENV)/.test
+	$(BIN)/python -m deploy.verify_compose
+
+# As root too, for it makes network namespaces.
 verify-s3: $(VENV)/.test
 	deploy/verify-s3.sh
 

@@ -48,6 +48,12 @@ def expect(condition: object, message: str) -> None:
         raise Failed(message)
 
 
+def secret_in(printed: str) -> str:
+    """The key that ``koala keys add`` printed."""
+    [secret] = re.findall(r"\b[\w-]{40,}\b", printed)
+    return str(secret)
+
+
 @check
 def the_images_hold_what_they_need(site: Site) -> str:
     """No torch in the gateway, no CUDA in the worker, the demo model drawn by what is inside."""
@@ -72,8 +78,7 @@ def the_images_hold_what_they_need(site: Site) -> str:
 def a_key_is_made_before_the_first_start(site: Site) -> str:
     """``docker compose run --rm gateway koala keys add``, as the guide has it."""
     made = site.compose("run", "--rm", "--no-deps", "-T", "gateway", "koala", "keys", "add", "me")
-    [secret] = re.findall(r"\b[\w-]{40,}\b", made.stdout)
-    site.key = secret
+    site.key = secret_in(made.stdout)
     return "printed once"
 
 

@@ -5,14 +5,15 @@ no capabilities, memory limit, and volumes in the place of the manifests' own.
 """
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 
 import httpx
 import yaml
 
-from deploy.verify_compose.checkout import WAIT_SECONDS, eventually
-from deploy.verify_compose.checks import expect
+from deploy.verify_compose.checkout import LONG, WAIT_SECONDS, eventually
+from deploy.verify_compose.checks import expect, secret_in
 from deploy.verify_compose.engine import Engine, Failed
 
 _NETWORK: Final = "koala-pods"
@@ -42,12 +43,12 @@ def probes_and_drains(engine: Engine, folder: Path, images: dict[str, str], work
         overlay = folder / "deploy" / "kubernetes" / "overlays" / "cpu"
         redis = _load(overlay / "redis.yaml")[0]["spec"]["template"]["spec"]
         _start(engine, "redis", redis, {}, ["--tmpfs", "/data:uid=999"], None)
-        _make_key(engine, images["gateway"], work)
+        key = _make_key(engine, images["gateway"], work)
         mounts = ["--volume", f"{work / 'data'}:/data", "--volume", f"{work / 'keys'}:/keys:ro"]
         for name, pod in pods.items():
             _start(engine, name, pod, config, mounts, images[name])
         seen = [f"{name} started after {_probe(engine, name, pods[name]):.0f} s" for name in images]
-        seen += _drain(engine, pods)
+        seen += _drain(engine, pods, key)
         return ", ".join(seen)
     finally:
         engine.run("rm", "--force", *(f"pod-{name}" for name in ("redis", *images)), check=False)
@@ -97,11 +98,12 @@ def _start(
     )  # fmt: skip
 
 
-def _make_key(engine: Engine, image: str, work: Path) -> None:
-    engine.run(
+def _make_key(engine: Engine, image: str, work: Path) -> str:
+    made = engine.run(
         "run", "--rm", "--volume", f"{work / 'keys'}:/keys",
         "--env", "KOALA_API_KEYS_FILE=/keys/keys.json", image, "koala", "keys", "add", "pods",
     )  # fmt: skip
+    return secret_in(made.stdout)
 
 
 def _address(engine: Engine, name: str) -> str:
@@ -131,25 +133,41 @@ def _probe(engine: Engine, name: str, pod: dict[str, Any]) -> float:
     return time.monotonic() - began
 
 
-def _drain(engine: Engine, pods: dict[str, Any]) -> list[str]:
-    """End the worker with a job in flight and the gateway with it waiting, as a deletion does."""
-    # A job through the queue, without a key of ours: by the command in the gateway's container.
-    job = "import json, os, urllib.request as r;from koala.settings import Settings"
-    del job
-    seen = []
-    for name in ("worker", "gateway"):
-        pod = pods[name]
-        [container] = pod["containers"]
-        grace = pod["terminationGracePeriodSeconds"]
-        began = time.monotonic()
-        hook = container.get("lifecycle", {}).get("preStop")
-        if hook is not None:
-            engine.run("exec", f"pod-{name}", *hook["exec"]["command"])
-        left = int(grace - (time.monotonic() - began))
-        engine.run("stop", "--time", str(left), f"pod-{name}", timeout=grace + 30)
-        took = time.monotonic() - began
-        code = engine.inspect(f"pod-{name}", "{{.State.ExitCode}}")
-        if code != "0" or took >= grace:
-            raise Failed(f"{name}: exit code {code} after {took:.1f} of {grace} s")
-        seen.append(f"{name} ended after {took:.1f} of {grace} s")
-    return seen
+def _drain(engine: Engine, pods: dict[str, Any], key: str) -> list[str]:
+    """Delete the gateway with a client that waits, then the worker with that client's job."""
+    body = {"prompt": "a koala", "n": 4, "num_inference_steps": LONG}
+    url = f"http://{_address(engine, 'gateway')}:8000"
+    headers = {"Authorization": f"Bearer {key}"}
+
+    def draw() -> httpx.Response:
+        return httpx.post(
+            f"{url}/v1/images/generations", json=body, headers=headers, timeout=60, trust_env=False
+        )
+
+    def is_drawing() -> bool:
+        jobs = httpx.get(f"{url}/v1/jobs", headers=headers, trust_env=False).json()["data"]
+        return any(job["status"] == "in_progress" for job in jobs)
+
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(draw)
+        eventually(is_drawing, "a job in progress")
+        seen = [_delete(engine, name, pods[name]) for name in ("gateway", "worker")]
+        answer = waiting.result()
+    expect(answer.status_code in (200, 503), f"{answer.status_code} {answer.text[:200]}")
+    return [*seen, f"the waiting client got a {answer.status_code}"]
+
+
+def _delete(engine: Engine, name: str, pod: dict[str, Any]) -> str:
+    [container] = pod["containers"]
+    grace = pod["terminationGracePeriodSeconds"]
+    began = time.monotonic()
+    hook = container.get("lifecycle", {}).get("preStop")
+    if hook is not None:
+        engine.run("exec", f"pod-{name}", *hook["exec"]["command"])
+    left = int(grace - (time.monotonic() - began))
+    engine.run("stop", "--time", str(left), f"pod-{name}", timeout=grace + 30)
+    took = time.monotonic() - began
+    code = engine.inspect(f"pod-{name}", "{{.State.ExitCode}}")
+    if code != "0" or took >= grace:
+        raise Failed(f"{name}: exit code {code} after {took:.1f} of {grace} s")
+    return f"{name} ended after {took:.1f} of {grace} s"

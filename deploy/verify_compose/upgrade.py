@@ -13,8 +13,9 @@ RELEASED: Final = "08fecc6"
 def upgrade_and_back(engine: Engine, old: Path, new: Path, override: str) -> str:
     """Jobs that wait, jobs that ended and images outlive both directions."""
     (old / "override.yml").write_text(override)
-    before = Site(engine, old, "docker-compose.yml:override.yml", ("--env-file", "deploy/cpu.env"))
-    # That version's CPU settings replace .env: what it is to know, they have to say.
+    # That version's CPU settings replace .env: what it is to know stands there or in the command.
+    files = ("--file", "docker-compose.yml", "--file", "override.yml")
+    before = Site(engine, old, "", (*files, "--env-file", "deploy/cpu.env"))
     with (old / "deploy" / "cpu.env").open("a") as file:
         file.write(f"KOALA_PORT={before.port}\nKOALA_MAX_BATCH_ROWS=4\nKOALA_TORCH_THREADS=1\n")
     after = Site(engine, new, "docker-compose.yml:deploy/compose.cpu.yml:override.yml")

@@ -113,6 +113,16 @@ def the_worker_says_where_it_draws(site: Site) -> str:
 
 
 @check
+def a_worker_without_its_gpu_does_not_start(site: Site) -> str:
+    """What the file for a GPU says of the device: no drawing on the CPU in silence."""
+    command = ("run", "--rm", "-T", "--env", "KOALA_DEVICE=cuda", "worker")
+    refused = site.compose(*command, check=False)
+    said = (refused.stdout + refused.stderr).strip().splitlines()[-1]
+    expect(refused.returncode == 1 and "cuda" in said, f"{refused.returncode}: {said}")
+    return said
+
+
+@check
 def strangers_need_a_key(site: Site) -> str:
     """401 without and with a wrong one."""
     key, seen = site.key, []

@@ -143,6 +143,7 @@ def test_redis_asks_for_the_password_and_appends_each_write_to_a_file(box: Box) 
     config = redis.Redis(port=port, password=PASSWORD).config_get("*")
     assert config["appendonly"] == "yes"
     assert config["maxmemory-policy"] == "noeviction"
+    assert config["maxmemory"] == str(2 << 30)
     assert config["dir"] == str(box.folder / "data")
     command = Path(f"/proc/{box.processes['redis'].pid}/cmdline").read_bytes()
     assert PASSWORD.encode() not in command

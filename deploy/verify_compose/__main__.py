@@ -151,7 +151,8 @@ def main() -> int:
             finally:
                 for container in engine.run("ps", "--all", "--quiet").stdout.split():
                     engine.run("rm", "--force", container, check=False)
-                engine.run("volume", "prune", "--force", check=False)
+                for volume in engine.run("volume", "ls", "--quiet").stdout.split():
+                    engine.run("volume", "rm", volume, check=False)
                 engine.run("network", "prune", "--force", check=False)
     except Failed as error:
         run.failed.append(str(error))

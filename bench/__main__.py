@@ -19,10 +19,10 @@ from bench.results import Results
 from bench.rounds import QUICK, Plan
 from bench.tables import Table, all_tables
 from bench.workloads import Workload
-from koala import output_file
+from koala import output_file, processors
 
 # The model's device is not the cores that serve, as on a machine with a GPU.
-_THREADS: Final = max(1, (os.cpu_count() or 1) - 1)
+_THREADS: Final = max(1, processors.available() - 1)
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 # Tables are wider than the 80 columns that a pipe is taken for.
@@ -57,6 +57,7 @@ def main(
     """Measure the service and its peers side by side; about a quarter of an hour for all."""
     # So that the contenders are ended on the way out.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    processors.configure(os.environ)
     if context.invoked_subcommand is not None:
         return
     if output is not None:

@@ -1,6 +1,5 @@
 """One benchmark from start to end: contenders up, rounds, results."""
 
-import os
 import platform
 import tempfile
 from collections.abc import Callable, Sequence
@@ -11,13 +10,14 @@ from pathlib import Path
 from typing import Final
 
 from bench.contenders import Contender
+from bench.processes import environment
 from bench.raw_process import RawLimit, raw_limit
 from bench.results import Results
 from bench.rounds import Plan, Rounds
 from bench.servers import Koala, Server, start
 from bench.summary import at_saturation, middle
 from bench.workloads import Workload
-from koala import __version__
+from koala import __version__, processors
 
 # Poisson arrivals come at this share of our own saturation.
 LOAD: Final = 0.7
@@ -111,9 +111,9 @@ def _rate(results: Results, workload: Workload) -> float:
 def _machine() -> dict[str, str]:
     return {
         "cpu": _cpu_name(),
-        "cores": str(os.cpu_count()),
+        "cores": str(processors.available()),
         # How torch's threads wait for each other: spinning or asleep, which a full machine feels.
-        "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "unset"),
+        "OMP_WAIT_POLICY": environment()["OMP_WAIT_POLICY"],
         "python": platform.python_version(),
         **{name: version(name) for name in ("torch", "diffusers", "rq")},
     }

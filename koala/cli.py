@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from koala import __version__
+from koala import __version__, processors
 from koala.commands import keys
 from koala.console import fail, load_settings, out, say
 
@@ -89,6 +89,7 @@ def work(model: Model = None) -> None:
     settings = load_settings(model=model)
     logs.configure(settings)
     quieten()
+    processors.configure(os.environ)
     signal.signal(signal.SIGTERM, leave)
     try:
         from worker.run import run
@@ -323,6 +324,7 @@ def measure(
             raise fail(f"--size: WIDTHxHEIGHT in pixels, got {text!r}.")
         sizes.append((int(width), int(height)))
     quieten()
+    processors.configure(os.environ)
     try:
         from worker.measure import CannotMeasure, run
     except ModuleNotFoundError as error:

@@ -102,7 +102,11 @@ class Settings(BaseSettings):
         "Unset: nothing is checked.",
     )
     torch_threads: int | None = Field(
-        None, ge=1, le=256, description="CPU threads of a worker's torch. Unset: all cores."
+        None,
+        ge=1,
+        le=256,
+        description="CPU threads of a worker's torch. Unset: `OMP_NUM_THREADS`, else as many as "
+        "affinity and cgroup quota let it use.",
     )
     max_batch_rows: int | None = Field(
         None,

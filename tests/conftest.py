@@ -15,8 +15,10 @@ from tests.support import Stack, running
 for _name in [name for name in os.environ if name.startswith("KOALA_")]:
     del os.environ[_name]
 os.environ["HF_HUB_OFFLINE"] = "1"
-# Tests run side by side, and torch's threads that wait for each other lose more than they gain.
+# Tests run side by side, on machines that do something else too: threads of torch that wait for
+# each other lose more than they gain.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,7 @@ import redis
 from rich.console import Console
 from rich.table import Table
 
+from koala import processors
 from koala.apikeys import parse_keys
 from koala.catalogue import ModelCard, resolve
 from koala.checkpoint import pipeline_files
@@ -192,7 +193,9 @@ def _fits(card: ModelCard) -> Iterator[Finding]:
             text = f"cuda:{i} {name}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free; {need}"
             yield Finding("device", verdict, text)
     else:
-        text = f"CPU with {os.cpu_count()} cores (torch {torch.__version__}), no CUDA; {need}"
+        text = (
+            f"CPU with {processors.available()} cores (torch {torch.__version__}), no CUDA; {need}"
+        )
         verdict = Verdict.OK if card.native_side <= 128 else Verdict.NOTE
         yield Finding("device", verdict, text)
 

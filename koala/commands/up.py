@@ -15,7 +15,7 @@ import redis
 from pydantic import SecretStr
 from rich.markup import escape
 
-from koala import embedded, logs
+from koala import embedded, logs, processors
 from koala.catalogue import resolve
 from koala.connections import connect
 from koala.console import complain, err, say
@@ -194,7 +194,7 @@ def _share(settings: Settings, index: int) -> dict[str, str]:
         if settings.device == "auto" and gpus > 1:
             share["KOALA_DEVICE"] = f"cuda:{index % gpus}"
         if settings.torch_threads is None:
-            cores = os.cpu_count() or 1
+            cores = processors.available()
             share["KOALA_TORCH_THREADS"] = str(max(1, cores // settings.workers))
     return share
 

@@ -28,13 +28,11 @@ INSTALL_PROMETHEUS := if command -v apt-get >/dev/null; then \
 run: $(VENV)/.run
 	$(BIN)/koala up
 
-# Half of the time the tests wait for processes of their own, so two run at a time; but forecasts
-# come true, and outages end in time, only on a machine that nothing else is run on.
+# Half of the time the tests wait for processes of their own, so two run at a time. Files that take
+# long are few tests each: in the order of their number of tests they would come last.
 WORKERS ?= 2
-ALONE := tests/test_eta.py tests/faults
 test: $(VENV)/.test
-	$(BIN)/python -m pytest $(ALONE)
-	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile $(addprefix --ignore=,$(ALONE))
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 check: $(VENV)/.test
 	$(BIN)/ruff check .

@@ -5,6 +5,7 @@ import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
 from typing import Annotated, Final
 
 import typer
@@ -189,6 +190,42 @@ def previews(
         "drawn", "images/s without", "with", "ratio", "ratios", "of the loop", "shown / dropped"
     )  # fmt: skip
     _print(Table("Previews", header, rows))
+
+
+@app.command()
+def eta(
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds, on one service.")] = 3,
+    jobs: Annotated[int, typer.Option(min=3, help="Jobs of a round.")] = 56,
+    clients: Annotated[
+        int, typer.Option(min=1, help="Jobs at any time; so many count at neither end of a round.")
+    ] = 18,
+    shortest: Annotated[
+        float, typer.Option(min=0, help="ETAs told fewer seconds before the end do not count.")
+    ] = 2.0,
+    threads: Annotated[
+        int, typer.Option(min=1, help="Torch threads of the worker. Default: all cores but one.")
+    ] = _THREADS,
+) -> None:
+    """How far ETAs are from what comes under load; on a quiet machine."""
+    if jobs <= 2 * clients:
+        raise _fail(f"--jobs: more than twice the clients, {2 * clients}")
+    from bench.eta import measure
+
+    try:
+        errors = measure(rounds, jobs, clients, shortest, threads)
+    except (CannotMeasure, ContenderFailed) as error:
+        raise _fail(str(error)) from None
+    rows = [
+        (
+            told,
+            str(len(each)),
+            f"{median(abs(error) for error in each):.1%}",
+            f"{median(each):+.1%}",
+        )
+        for told, each in (("at admission", errors.at_admission), ("half way", errors.half_way))
+    ]
+    header = ("told", "ETAs", "median size of the error", "median error")
+    _print(Table("ETAs", header, rows))
 
 
 def _fail(message: str) -> typer.Exit:

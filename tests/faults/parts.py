@@ -27,7 +27,7 @@ from tests.faults import workers
 from tests.support import free_port
 from tests.worker.rig import Rig
 
-_START_SECONDS = 120.0
+_START_SECONDS = 300.0
 
 
 class Parts:
@@ -48,7 +48,7 @@ class Parts:
         self.gateway: subprocess.Popen[bytes] | None = None
         self.others: list[subprocess.Popen[bytes]] = []
         self.workers: list[ForkServerProcess] = []
-        self.http = httpx.Client(base_url=self.base_url, timeout=30, trust_env=False)
+        self.http = httpx.Client(base_url=self.base_url, timeout=120, trust_env=False)
         self.rig = Rig(self.settings, redis.Redis.from_url(self.settings.resolved_redis_url))
 
     def start_valkey(self) -> None:
@@ -88,7 +88,7 @@ class Parts:
         """Ask the gateway to end; its exit code."""
         assert self.gateway is not None
         self.gateway.send_signal(signal.SIGTERM)
-        return self.gateway.wait(60)
+        return self.gateway.wait(300)
 
     def start_worker(self, death: str = "", file_limit: int | None = None) -> ForkServerProcess:
         """Start a worker, see :func:`tests.faults.workers.start`."""
@@ -105,7 +105,7 @@ class Parts:
     def stop_worker(self, worker: ForkServerProcess) -> int | None:
         """Ask a worker to end; its exit code."""
         worker.terminate()
-        worker.join(60)
+        worker.join(300)
         self.workers.remove(worker)
         return worker.exitcode
 
@@ -202,7 +202,7 @@ def parts(folder: Path, *, worker_count: int = 0, **settings: object) -> Iterato
         print(running.log.read_text() if running.log.exists() else "no log")
 
 
-def eventually(condition: Callable[[], bool], seconds: float = 60.0) -> None:
+def eventually(condition: Callable[[], bool], seconds: float = 300.0) -> None:
     """Return as soon as ``condition`` holds; fail when it does not come to."""
     deadline = time.monotonic() + seconds
     while not condition():

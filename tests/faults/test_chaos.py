@@ -55,7 +55,7 @@ async def send_all(service: Parts) -> list[str]:
     places = asyncio.Semaphore(CLIENTS)
     limits = httpx.Limits(max_connections=CLIENTS, max_keepalive_connections=CLIENTS)
     async with httpx.AsyncClient(
-        base_url=service.base_url, timeout=120, limits=limits, trust_env=False
+        base_url=service.base_url, timeout=300, limits=limits, trust_env=False
     ) as http:
 
         async def send(number: int) -> str:
@@ -84,7 +84,7 @@ class Havoc:
     def wreak(self) -> None:
         """Carry the plan out; returns at its end."""
         for moment, deed in self._plan:
-            deadline = time.monotonic() + 120
+            deadline = time.monotonic() + 300
             while self._completed() < moment:
                 assert time.monotonic() < deadline, "the work came to a halt"
                 time.sleep(0.01)
@@ -134,7 +134,7 @@ def test_every_accepted_job_completes_exactly_once_whatever_is_killed(tmp_path: 
         assert len(set(job_ids)) == JOBS
         # Those whose answer was lost on the way have to end like all others.
         admitted = [x.decode() for x in service.rig.redis.zrange(service.rig.keys.index, 0, -1)]
-        eventually(lambda: service.have_completed(admitted), 60)
+        eventually(lambda: service.have_completed(admitted))
         assert set(job_ids) <= set(admitted)
         attempts = sum(record.attempts for record in service.records(admitted).values())
         assert attempts > 0, "no kill hit a job"

@@ -14,7 +14,7 @@ from tests.faults.parts import Parts, eventually, parts
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Parts]:
-    with parts(tmp_path_factory.mktemp("leaving"), worker_count=2, drain_seconds=2) as running:
+    with parts(tmp_path_factory.mktemp("leaving"), worker_count=2, drain_seconds=1) as running:
         yield running
 
 
@@ -22,7 +22,7 @@ def test_a_worker_that_is_stopped_under_load_finishes_or_hands_back_and_exits_cl
     service: Parts,
 ) -> None:
     # The long ones cannot be finished within the drain.
-    long = [service.admit(prompt="a", num_inference_steps=150, n=3, seed=i) for i in range(8)]
+    long = [service.admit(prompt="a", num_inference_steps=60, n=3, seed=i) for i in range(8)]
     short = [service.admit(prompt="a", num_inference_steps=4, seed=i) for i in range(40)]
     eventually(lambda: len({service.rig.record(job_id).worker for job_id in long} - {None}) == 2)
     leaver = service.workers[0]
@@ -39,7 +39,7 @@ def test_a_worker_that_is_stopped_under_load_finishes_or_hands_back_and_exits_cl
     assert reasons == {"drained"}
     service.start_worker()
     jobs = [*long, *short]
-    eventually(lambda: service.have_completed(jobs), 200)
+    eventually(lambda: service.have_completed(jobs))
     check_completed_once(service, jobs)
     check_nothing_is_left(service)
     assert {service.rig.record(job_id).attempts for job_id in jobs} == {0}
@@ -53,7 +53,7 @@ def test_no_request_fails_while_both_workers_are_replaced_one_after_the_other(
     answers: list[tuple[int, str]] = []
 
     def send_one_after_the_other(client: int) -> None:
-        with httpx.Client(timeout=60, trust_env=False) as http:
+        with httpx.Client(timeout=300, trust_env=False) as http:
             while not stop.is_set():
                 body = {"prompt": "a koala", "num_inference_steps": 6, "n": 1 + client % 2}
                 response = http.post(service.generations, json=body)
@@ -79,16 +79,16 @@ def test_no_request_fails_while_both_workers_are_replaced_one_after_the_other(
 
 
 def test_clients_of_a_stopped_gateway_are_told_where_their_jobs_are(service: Parts) -> None:
-    body = {"prompt": "a", "num_inference_steps": 50, "n": 6, "guidance_scale": 5}
+    body = {"prompt": "a", "num_inference_steps": 40, "n": 3, "guidance_scale": 5}
     with ThreadPoolExecutor(8) as pool:
         pending = [
-            pool.submit(httpx.post, service.generations, json=body, timeout=60, trust_env=False)
+            pool.submit(httpx.post, service.generations, json=body, timeout=300, trust_env=False)
             for _ in range(8)
         ]
         # All have been admitted, and they are too much for the drain.
         eventually(lambda: _waiting(service) == 8)
         code = service.stop_gateway()
-        answers = [each.result(30) for each in pending]
+        answers = [each.result(300) for each in pending]
 
     assert code == 0
     told = [answer for answer in answers if answer.status_code != 200]
@@ -100,7 +100,7 @@ def test_clients_of_a_stopped_gateway_are_told_where_their_jobs_are(service: Par
     service.start_gateway()
     jobs = [answer.headers["x-koala-job-id"] for answer in answers]
     assert len(set(jobs)) == 8
-    eventually(lambda: service.have_completed(jobs), 200)
+    eventually(lambda: service.have_completed(jobs))
     check_completed_once(service, jobs)
 
 
@@ -113,7 +113,7 @@ def test_streams_of_a_stopped_gateway_end_in_words_and_their_jobs_go_on(service:
         eventually(lambda: watched.job_id and streamed.job_id and "step" in watched.kinds)
         code = service.stop_gateway()
         for each in reading:
-            each.result(30)
+            each.result(300)
 
     assert code == 0
     assert watched.events[-1].event == "shutdown"
@@ -131,7 +131,7 @@ def test_streams_of_a_stopped_gateway_end_in_words_and_their_jobs_go_on(service:
         eventually(lambda: "step" in resumed.kinds)
         for job_id in (watched.job_id, streamed.job_id):
             assert service.http.post(f"/v1/jobs/{job_id}/cancel").json()["status"] == "cancelled"
-        reading[0].result(30)
+        reading[0].result(300)
     assert "queued" not in resumed.kinds
     assert resumed.kinds[-1] == "cancelled"
 
@@ -161,7 +161,7 @@ class _Stream:
     def read(self) -> None:
         """Read up to the end, which must be a proper one."""
         with (
-            httpx.Client(timeout=60, trust_env=False) as http,
+            httpx.Client(timeout=300, trust_env=False) as http,
             connect_sse(http, *self._request, json=self._body, headers=self._headers) as source,
         ):
             self.job_id = source.response.headers.get("x-koala-job-id", "")

@@ -28,13 +28,13 @@ def kill(service: Parts) -> Callable[[], None]:
 
 
 # How Redis is away, for how many seconds, and how much there is to draw meanwhile: with 1 image per
-# job all is drawn before it is back and only has to be written down, with 10 the drawing goes on.
+# job all is drawn before it is back and only has to be written down, with 6 the drawing goes on.
 # A frozen server outlasts the default lease, the killed one a short lease.
 @pytest.mark.parametrize(
     ("outage", "seconds", "images", "settings"),
     [
         (freeze, 20.0, 1, {}),
-        (kill, 5.0, 10, {"lease_seconds": 2, "heartbeat_seconds": 0.5}),
+        (kill, 5.0, 6, {"lease_seconds": 2, "heartbeat_seconds": 0.5}),
     ],
     ids=["frozen", "killed"],
 )
@@ -56,7 +56,7 @@ def endure(
     body = {"prompt": "a koala", "num_inference_steps": 50, "n": images}
     with ThreadPoolExecutor(6) as pool:
         pending = [
-            pool.submit(httpx.post, service.generations, json=body, timeout=120, trust_env=False)
+            pool.submit(httpx.post, service.generations, json=body, timeout=300, trust_env=False)
             for _ in range(6)
         ]
         eventually(lambda: _in_flight_everywhere(service))
@@ -72,7 +72,7 @@ def endure(
             assert not any(each.done() for each in pending)
         finally:
             end()
-        answers = [each.result(90) for each in pending]
+        answers = [each.result(300) for each in pending]
 
     assert [answer.text for answer in answers if answer.status_code != 200] == []
     jobs = [answer.json()["id"] for answer in answers]

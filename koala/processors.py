@@ -1,15 +1,23 @@
-"""The processors that this process may use, and how torch's threads share them with others."""
+"""The processors that this process may use, and how numerical libraries are to use them."""
 
+import ctypes
 import os
 from collections.abc import Iterator, MutableMapping
 from pathlib import Path, PurePosixPath
-from typing import Final
+from typing import Any, Final
 
 _PROC: Final = Path("/proc/self")
 
+# Parameters of glibc's `mallopt`, and their values: tensors below the largest threshold that it
+# takes come from the heap, and so much that is free at its end stays there.
+_M_TRIM_THRESHOLD: Final = -1
+_M_MMAP_THRESHOLD: Final = -3
+_MMAP_BYTES: Final = 32 * 2**20
+_TRIM_BYTES: Final = 512 * 2**20
+
 
 def configure(environ: MutableMapping[str, str]) -> None:
-    """Set up the threads of numerical libraries; before torch is imported, or it has no effect.
+    """Set up threads and memory of numerical libraries; before torch is imported.
 
     OpenMP's threads spin while they wait for each other. As soon as another process is busy on
     one of their cores that costs more than the work itself: a U-Net call of 25 ms takes 900 ms.
@@ -17,6 +25,8 @@ def configure(environ: MutableMapping[str, str]) -> None:
     """
     environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     environ.setdefault("OMP_NUM_THREADS", str(available()))
+    if not any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in environ):
+        _keep_freed_memory()
 
 
 def available(proc: Path = _PROC) -> int:
@@ -31,6 +41,18 @@ def available(proc: Path = _PROC) -> int:
         count = os.cpu_count() or 1
     # Part of a processor is not worth a thread: the others would wait for it at each step.
     return max(1, min([count, *(int(quota) for quota in _quotas(proc))]))
+
+
+def _keep_freed_memory() -> None:
+    """Keep the memory of tensors for the next ones, which the kernel would have to clear anew.
+
+    On a CPU that was 5 to 8 % of a U-Net call's processor time.
+    """
+    # Other C libraries have no such function.
+    mallopt: Any = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, _MMAP_BYTES)
+        mallopt(_M_TRIM_THRESHOLD, _TRIM_BYTES)
 
 
 def _quotas(proc: Path) -> Iterator[float]:

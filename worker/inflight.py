@@ -164,6 +164,24 @@ class InflightWorker(SteadyWorker):
                 self._laps.lap("ending")
                 self._maintain()
                 self._laps.lap("upkeep")
+            self._look_again()
+
+    def _look_again(self) -> None:
+        """Measure again what may have been measured in a bad moment, until there is a job."""
+        capacity = self._engine.capacity
+        for size in capacity.look_again(self._is_idle):
+            points = capacity.calibrations[size].curve.points
+            steps = {rows: round(1000 * seconds, 2) for rows, seconds in points.items()}
+            name, rows = f"{size[0]}x{size[1]}", capacity.cap(size)
+            log.info("measured again", size=name, max_rows=rows, step_ms=steps)
+
+    def _is_idle(self) -> bool:
+        """Whether there is nothing to do, as far as Redis can be asked."""
+        is_idle = False
+        if not self.is_stopping and self.link.is_due:
+            with self.link.attempt():
+                is_idle = not any(queue.count for queue in self.queues)
+        return is_idle
 
     def _obey(self) -> None:
         """Do what others want: drop what is lost, stop what is stopped, end what takes too long."""

@@ -1,6 +1,7 @@
 """How many processors a worker uses, and that its threads leave them to others while they wait."""
 
 import os
+import platform
 import re
 import subprocess
 import sys
@@ -53,6 +54,38 @@ def test_what_the_operator_set_for_the_threads_is_left_alone(tmp_path: Path) -> 
     told = threads_of("measure", "-o", output, OMP_NUM_THREADS="3", OMP_WAIT_POLICY="ACTIVE")
     assert told["OMP_NUM_THREADS"] == "3"
     assert int(told["GOMP_SPINCOUNT"]) > 1_000_000
+
+
+FAULTS = """
+import ctypes, os, resource
+from koala import processors
+processors.configure(os.environ)
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+for round in range(11):
+    blocks = [libc.malloc(ctypes.c_size_t(16 << 20)) for _ in range(4)]
+    for block in blocks:
+        ctypes.memset(block, 1, 16 << 20)
+    for block in blocks:
+        libc.free(ctypes.c_void_p(block))
+    if round == 0:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def page_faults(**env: str) -> int:
+    """How often memory that was freed and is taken again has to be fetched from the kernel."""
+    done = subprocess.run(
+        [sys.executable, "-c", FAULTS], env={**os.environ, **env}, capture_output=True, check=True
+    )
+    return int(done.stdout)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc gives memory back")
+def test_freed_memory_is_kept_for_the_next_tensors_unless_the_operator_says_otherwise() -> None:
+    told_to_give_back = page_faults(MALLOC_TRIM_THRESHOLD_="131072")
+    assert page_faults() < told_to_give_back / 10
 
 
 MOUNTS = """\

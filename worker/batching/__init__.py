@@ -6,6 +6,7 @@ The engine drives it with real steps; ``koala simulate`` drives the same code wi
 from worker.batching.batcher import Batchable, Batcher, Size
 from worker.batching.chunks import LARGEST_WHOLE, PIXEL_BUDGET, images_per_chunk
 from worker.batching.curve import LADDER, StepCurve
+from worker.batching.looks import Looks
 from worker.batching.pressure import Pressure
 from worker.batching.sizes import curve_at, nearest_size, profitable_rows
 from worker.batching.turns import DeficitRoundRobin
@@ -17,6 +18,7 @@ __all__ = [
     "Batchable",
     "Batcher",
     "DeficitRoundRobin",
+    "Looks",
     "Pressure",
     "Size",
     "StepCurve",

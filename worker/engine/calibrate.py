@@ -63,19 +63,24 @@ class Calibrator:
         self._target_seconds = target_seconds
 
     @torch.inference_mode()
-    def measure(self, size: Size, patience: float) -> Calibration | None:
-        """Measure at ``size``; ``None``: not even one row fits.
+    def measure(
+        self, size: Size, patience: float, is_wanted: Callable[[], bool] = lambda: True
+    ) -> Calibration | None:
+        """Measure at ``size``; ``None``: not even one row fits, or it is wanted no longer.
 
         Args:
             size: Width and height in pixels.
             patience: Seconds of measured calls after which no more rows are tried. First calls are
                 not counted: what they take, such as compiling, is not lost.
+            is_wanted: Asked before each number of rows whether to go on.
         """
         spent = 0.0
         calls: dict[int, Callable[[], object]] = {}
         seconds: dict[int, float] = {}
         step_bytes: dict[int, int] = {}
         for rows in self._ladder():
+            if not is_wanted():
+                return None
             if not self._should_fit(step_bytes, rows):
                 break
             calls[rows] = self._step(size, rows)

@@ -1,10 +1,19 @@
 """How many rows a U-Net call may have: what pays, what fits, and what went wrong before."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import lru_cache
 from typing import Final, Protocol
 
-from worker.batching import Pressure, Size, StepCurve, curve_at, nearest_size, profitable_rows
+from worker.batching import (
+    Looks,
+    Pressure,
+    Size,
+    StepCurve,
+    curve_at,
+    nearest_size,
+    profitable_rows,
+)
 from worker.batching.sizes import pixels_of
 from worker.engine.calibrate import Calibration, Calibrator
 from worker.engine.memory import DeviceMemory, DoesNotFit, HostMemory, memory_of
@@ -16,6 +25,9 @@ _ALIKE: Final = 0.12
 
 # Sizes whose derived curve is kept at hand.
 _REMEMBERED_SIZES: Final = 64
+
+# A second measurement changes a curve where it is quicker by more than this share of it.
+_NOISE: Final = 0.1
 
 # Seconds a measurement may take: at the start nobody waits, later everybody in flight does.
 START_PATIENCE: Final = 15.0
@@ -67,6 +79,7 @@ class Capacity:
         self._prediction = prediction
         self._calibrations: dict[Size, Calibration] = {}
         self._pressure: Pressure[Size] = Pressure()
+        self._looks: Looks[Size] = Looks()
         self._available: int | None = self._memory.available()
         self._curve_at: Callable[[Size], StepCurve]
         self._rows_at: Callable[[Size], int]
@@ -120,7 +133,46 @@ class Capacity:
         # Anew, not in place: other threads may be reading the old one.
         self._calibrations = {**self._calibrations, size: calibration}
         self._forget_derived()
+        self._looks.measured(size)
         return None
+
+    def note_step(self, size: Size, rows: int, seconds: float) -> None:
+        """Note what a U-Net call took."""
+        if size in self._calibrations:
+            self._looks.note(size, seconds, self.seconds(size, rows))
+
+    def look_again(self, is_wanted: Callable[[], bool]) -> list[Size]:
+        """Measure sizes again whose curve may come from a bad moment; those whose curve changed.
+
+        What takes less than before counts, what takes longer is another bad moment.
+
+        Args:
+            is_wanted: Asked now and then whether to go on; what was not finished has no effect.
+        """
+        changed: list[Size] = []
+        if self._calibrator is None:
+            return changed
+        for size in self._looks.due():
+            before = self._calibrations[size]
+            again = self._calibrator.measure(size, START_PATIENCE, is_wanted)
+            if again is None:
+                break
+            merged = _quickest(before.curve, again.curve)
+            # Where time ran out, a part of the curve would be quick and the rest as slow as before.
+            covered = before.curve.points.keys() <= again.curve.points.keys()
+            is_whole = covered or again.curve.is_saturated
+            is_quicker = is_whole and any(
+                merged.points[rows] < (1 - _NOISE) * before.curve.seconds(rows)
+                for rows in merged.points
+            )
+            self._looks.looked(size, is_quicker)
+            if is_quicker:
+                step_bytes = {**before.step_bytes, **again.step_bytes}
+                calibration = replace(before, curve=merged, step_bytes=step_bytes)
+                self._calibrations = {**self._calibrations, size: calibration}
+                self._forget_derived()
+                changed.append(size)
+        return changed
 
     def cap(self, size: Size) -> int:
         """Most rows of a U-Net call at ``size``, at least 1."""
@@ -220,3 +272,11 @@ class Capacity:
     def _is_known(self, size: Size) -> bool:
         pixels = pixels_of(size)
         return any(abs(pixels / pixels_of(known) - 1) < _ALIKE for known in self._calibrations)
+
+
+def _quickest(one: StepCurve, other: StepCurve) -> StepCurve:
+    """Of each number of rows the quicker call."""
+    points = dict(one.points)
+    for rows, seconds in other.points.items():
+        points[rows] = min(seconds, points.get(rows, seconds))
+    return StepCurve(points)

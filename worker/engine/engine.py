@@ -285,6 +285,7 @@ class Engine:
             self._make_room(size, outcome)
         else:
             self.capacity.went_well(size)
+            self.capacity.note_step(size, self._tick.rows, self._tick.seconds("unet"))
 
     def _make_room(self, size: Size, outcome: StepOutcome) -> None:
         """Memory ran out in a step: try less from now on, the youngest first having to wait."""

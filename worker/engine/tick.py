@@ -72,6 +72,10 @@ class TickRecorder:
         finally:
             self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - start
 
+    def seconds(self, name: Phase) -> float:
+        """What was counted towards ``name`` so far."""
+        return self._seconds.get(name, 0.0)
+
     def finish(self) -> Tick:
         """The record."""
         seconds = self._seconds

@@ -19,7 +19,39 @@ def measuring(pipeline: ResidentPipeline, memory: FakeCudaMemory, most: int | No
     return Capacity(memory, Calibrator(pipeline, memory, most=most), most=most)
 
 
-def test_a_measured_size_has_a_curve_and_a_cap_from_it(pipeline: ResidentPipeline) -> None:
+class Machine:
+    """How long U-Net calls take, and so what time it is; both as the test says."""
+
+    def __init__(self, pipeline: ResidentPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 0.0
+        # How many times as long calls of so many rows and more take.
+        self.slow_from, self.factor = 1, 1.0
+        self.calls = 0
+        real = pipeline.predict_noise
+
+        def timed(latents: torch.Tensor, *args: torch.Tensor) -> torch.Tensor:
+            self.calls += 1
+            is_slow = len(latents) >= self.slow_from
+            self.now += (4 + len(latents)) / 1000 * (self.factor if is_slow else 1.0)
+            return real(latents, *args)
+
+        decode = pipeline.decode
+
+        def timed_decode(latents: torch.Tensor) -> object:
+            self.now += 0.001
+            return decode(latents)
+
+        monkeypatch.setattr(pipeline, "predict_noise", timed)
+        monkeypatch.setattr(pipeline, "decode", timed_decode)
+        for module in ("engine.calibrate", "engine.tick"):
+            monkeypatch.setattr(f"worker.{module}.time.perf_counter", lambda: self.now)
+        monkeypatch.setattr("worker.batching.looks.monotonic", lambda: self.now)
+
+
+def test_a_measured_size_has_a_curve_and_a_cap_from_it(
+    pipeline: ResidentPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Machine(pipeline, monkeypatch)
     capacity = Capacity.measuring(pipeline, most=12)
     assert capacity.learn(SIZE, patience=30) is None
     calibration = capacity.calibrations[SIZE]
@@ -78,6 +110,62 @@ def test_a_noisy_moment_does_not_stay_in_the_curve(
     capacity.learn(SIZE, patience=1000)
     points = capacity.calibrations[SIZE].curve.points
     assert points == {rows: 4 + rows for rows in (1, 2, 3, 4, 6)}
+
+
+@pytest.mark.parametrize(("slow_from", "factor", "cap"), [(4, 10.0, 3), (1, 5.0, 8)])
+def test_a_batch_that_was_measured_in_a_bad_moment_is_measured_again(
+    pipeline: ResidentPipeline,
+    monkeypatch: pytest.MonkeyPatch,
+    slow_from: int,
+    factor: float,
+    cap: int,
+) -> None:
+    machine = Machine(pipeline, monkeypatch)
+    capacity = Capacity.measuring(pipeline, most=8)
+    machine.slow_from, machine.factor = slow_from, factor
+    capacity.learn(SIZE, patience=30)
+    assert capacity.cap(SIZE) == cap
+    machine.factor = 1.0
+    machine.now += 60
+    assert capacity.look_again(lambda: True) == [SIZE]
+    assert capacity.cap(SIZE) == 8
+    assert dict(capacity.calibrations[SIZE].curve.points)[1] == pytest.approx(0.005)
+    calls = machine.calls
+    assert capacity.look_again(lambda: True) == []
+    assert machine.calls == calls
+
+
+def test_a_look_at_a_bad_moment_or_one_that_is_broken_off_changes_nothing(
+    pipeline: ResidentPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = Machine(pipeline, monkeypatch)
+    capacity = Capacity.measuring(pipeline, most=8)
+    machine.factor = 2.0
+    capacity.learn(SIZE, patience=30)
+    before = dict(capacity.calibrations[SIZE].curve.points)
+    machine.now += 3600
+    machine.factor = 1.0
+    wanted = iter([True, True, False])
+    assert capacity.look_again(lambda: next(wanted)) == []
+    assert dict(capacity.calibrations[SIZE].curve.points) == before
+    machine.factor = 9.0
+    assert capacity.look_again(lambda: True) == []
+    assert dict(capacity.calibrations[SIZE].curve.points) == before
+
+
+def test_steps_of_an_engine_that_contradict_its_curve_make_it_measure_again(
+    pipeline: ResidentPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = Machine(pipeline, monkeypatch)
+    capacity = Capacity.measuring(pipeline, most=4)
+    machine.factor = 5.0
+    capacity.learn(SIZE, patience=30)
+    machine.factor = 1.0
+    engine = Engine(pipeline, capacity=capacity)
+    # Long before the minute after which it would look anyway.
+    machine.now += 5
+    run(engine, [sample("a", num_inference_steps=20)])
+    assert capacity.look_again(lambda: True) == [SIZE]
 
 
 def test_sizes_of_about_as_many_pixels_share_a_measurement(pipeline: ResidentPipeline) -> None:

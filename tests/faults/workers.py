@@ -19,6 +19,9 @@ from koala.settings import Settings
 # What a prompt says that kills whoever draws it, where the worker dies of poison.
 POISON: Final = "poison"
 
+# What a prompt says for which there is no memory, where the worker is short of it.
+HUGE: Final = "huge"
+
 _PR_SET_PDEATHSIG: Final = 1
 _forks = multiprocessing.get_context("forkserver")
 _forks.set_forkserver_preload(["worker.run"])
@@ -33,7 +36,8 @@ def start(
         settings: The worker's.
         log: File that its log is added to.
         death: ``popped``: it kills itself once it has popped a job and before it has claimed it;
-            ``poison``: when the engine gets a prompt with POISON in it. Otherwise it lives.
+            ``poison``: when the engine gets a prompt with POISON in it; ``short``: it lives, and
+            memory runs out for each prompt with HUGE in it. Otherwise it lives.
         file_limit: Most bytes of a file that it can write.
     """
     process = _forks.Process(target=_work, args=(settings, log, death, file_limit), daemon=True)
@@ -84,3 +88,16 @@ def _prepare(death: str) -> None:
             add(engine, request)  # type: ignore[arg-type]
 
         Engine.add = taste  # type: ignore[method-assign]
+    elif death == "short":
+        import torch
+
+        from worker.engine import ResidentPipeline
+
+        encode = ResidentPipeline.encode_prompts
+
+        def run_short(pipeline: ResidentPipeline, prompts: list[str], *more: object) -> object:
+            if any(HUGE in prompt for prompt in prompts):
+                raise torch.OutOfMemoryError("CUDA out of memory (a test says so)")
+            return encode(pipeline, prompts, *more)  # type: ignore[arg-type]
+
+        ResidentPipeline.encode_prompts = run_short  # type: ignore[assignment]

@@ -50,14 +50,14 @@ def free_port() -> int:
 
 
 def wait_until_ready(
-    base_url: str, process: subprocess.Popen[bytes], log: Path, seconds: float = 120
+    base_url: str, process: subprocess.Popen[bytes], log: Path, seconds: float = 300
 ) -> None:
     """Return once ``/readyz`` is green; fail with the log if that never happens."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         assert process.poll() is None, f"it ended:\n{log.read_text()}"
         try:
-            if httpx.get(f"{base_url}/readyz", timeout=2).is_success:
+            if httpx.get(f"{base_url}/readyz", timeout=10).is_success:
                 return
         except httpx.HTTPError:
             pass
@@ -86,4 +86,4 @@ def running(
             yield Stack(base_url, settings, process.pid)
         finally:
             process.send_signal(signal.SIGTERM)
-            process.wait(30)
+            process.wait(120)

@@ -44,7 +44,7 @@ def mixed_requests(count: int) -> list[dict[str, Any]]:
 
 async def send_all(base_url: str, requests: list[dict[str, Any]]) -> list[list[bytes]]:
     limits = httpx.Limits(max_connections=len(requests))
-    async with httpx.AsyncClient(base_url=base_url, timeout=280, limits=limits) as http:
+    async with httpx.AsyncClient(base_url=base_url, timeout=500, limits=limits) as http:
 
         async def send(request: dict[str, Any]) -> list[bytes]:
             response = await http.post("/v1/images/generations", json=request)
@@ -153,7 +153,7 @@ def test_every_scheduler_is_honoured_and_named_in_its_image(
 def test_a_seed_gives_the_same_pixels_again(stack: Stack) -> None:
     request = {"prompt": "a koala", "seed": 11, "num_inference_steps": 4}
     once, again = (
-        httpx.post(f"{stack.base_url}/v1/images/generations", json=request, timeout=120).json()
+        httpx.post(f"{stack.base_url}/v1/images/generations", json=request, timeout=500).json()
         for _ in range(2)
     )
     first, second = (httpx.get(body["data"][0]["url"]).content for body in (once, again))

@@ -52,7 +52,7 @@ def lora_stack(
 
 def post(stack: Stack, **fields: Any) -> httpx.Response:
     body = {"prompt": "a koala", "num_inference_steps": 6, "size": "64x64", "seed": 7} | fields
-    return httpx.post(f"{stack.base_url}/v1/images/generations", json=body, timeout=120)
+    return httpx.post(f"{stack.base_url}/v1/images/generations", json=body, timeout=300)
 
 
 def drawn_alone(pipeline: ResidentPipeline, seed: int, lora: list[dict[str, Any]]) -> Image.Image:
@@ -114,7 +114,7 @@ def test_an_image_tells_of_its_loras_and_the_command_asks_for_them(
             cwd=tmp_path,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=300,
         )
 
     done = generate("-o", "a.png", "--lora", "watercolour:0.8", "--lora", "slider")

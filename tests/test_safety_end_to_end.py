@@ -96,7 +96,7 @@ def follow(stack: Stack, body: dict[str, Any]) -> list[tuple[str, dict[str, Any]
     )
     job_id = answer.json()["id"]
     events, name = [], ""
-    with httpx.stream("GET", f"{stack.base_url}/v1/jobs/{job_id}/events", timeout=60) as response:
+    with httpx.stream("GET", f"{stack.base_url}/v1/jobs/{job_id}/events", timeout=240) as response:
         for line in response.iter_lines():
             if line.startswith("event: "):
                 name = line.removeprefix("event: ")

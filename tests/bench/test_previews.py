@@ -42,7 +42,7 @@ def test_a_short_run_compares_throughput_with_previews_and_without() -> None:
         env={**os.environ, "HF_HUB_OFFLINE": "1"},
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=500,
     )
     assert done.returncode == 0, done.stderr
     way, without, with_previews, ratio, *_, shown, _, dropped = done.stdout.splitlines()[2].split()

@@ -32,7 +32,7 @@ def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
         env={**os.environ, "HF_HUB_OFFLINE": "1"},
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=550,
     )
 
 
@@ -76,7 +76,7 @@ def whole(tmp_path: Path) -> Iterator[Koala]:
 
 
 def test_where_whole_requests_are_batched_a_short_one_waits_for_a_long_one(whole: Koala) -> None:
-    with httpx.Client(base_url=whole.address.base_url, timeout=60, trust_env=False) as http:
+    with httpx.Client(base_url=whole.address.base_url, timeout=300, trust_env=False) as http:
 
         def ask(steps: int) -> str:
             body = {"prompt": "a koala", "num_inference_steps": steps}

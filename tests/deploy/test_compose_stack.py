@@ -77,7 +77,7 @@ class Box:
     def run(self, command: list[str], environment: dict[str, str]) -> int:
         """Run a health check as its container would; the exit code."""
         command = [self.here(part) for part in command]
-        return subprocess.run(command, env=environment, timeout=60, check=False).returncode
+        return subprocess.run(command, env=environment, timeout=240, check=False).returncode
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +115,7 @@ def test_it_draws_an_image_into_the_volume(box: Box) -> None:
     answer = httpx.post(
         f"http://127.0.0.1:{box.ports['gateway']}/v1/images/generations",
         json={"prompt": "a koala on a blue background"},
-        timeout=60,
+        timeout=240,
     )
     assert answer.status_code == 200, answer.text
     url = answer.json()["data"][0]["url"]
@@ -152,4 +152,4 @@ def test_redis_asks_for_the_password_and_appends_each_write_to_a_file(box: Box) 
 def test_all_parts_end_in_order_when_they_are_asked_to(box: Box) -> None:
     for service in ("worker", "gateway", "redis"):
         box.processes[service].send_signal(signal.SIGTERM)
-        assert box.processes[service].wait(60) == 0, service
+        assert box.processes[service].wait(240) == 0, service

@@ -33,7 +33,7 @@ def test_two_processes_average_their_gradients_and_clocks() -> None:
         for rank in range(2)
     ]
     for rank, process in enumerate(started):
-        output, _ = process.communicate(timeout=60)
+        output, _ = process.communicate(timeout=240)
         assert json.loads(output) == [rank, 2, [[1.5, 1.5], [1.5, 1.5]], [5.0, 5.0, 5.0], 0.5]
 
 

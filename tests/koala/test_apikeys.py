@@ -28,7 +28,7 @@ def keys(*arguments: str, file: Path | None) -> subprocess.CompletedProcess[str]
         env={**os.environ, "COLUMNS": "200", **where},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
     )
 
 
@@ -94,7 +94,7 @@ def test_a_malformed_list_of_keys_is_one_line_that_names_the_variable_and_no_sec
         env={**os.environ, "KOALA_API_KEYS": f"{SECRET},{SECRET}"},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
     )
     assert done.returncode == 1
     [line] = done.stderr.splitlines()

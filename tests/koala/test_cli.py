@@ -20,7 +20,7 @@ def koala(*arguments: str, cwd: Path | None = None, **env: str) -> subprocess.Co
         cwd=cwd,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
 
 
@@ -198,14 +198,14 @@ def test_up_restarts_a_killed_worker_and_leaves_nothing_behind_on_ctrl_c(tmp_pat
         children = psutil.Process(up.pid).children(recursive=True)
         [worker] = [child for child in children if child.cmdline()[-1] == "work"]
         worker.kill()
-        worker.wait(10)
+        worker.wait(120)
         done = koala("generate", "a koala", "--url", f"http://127.0.0.1:{port}", cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         after = psutil.Process(up.pid).children(recursive=True)
         assert worker.pid not in [child.pid for child in after]
         assert len(after) == len(children)
         up.send_signal(signal.SIGINT)
-        assert up.wait(10) == 0, log_path.read_text()
+        assert up.wait(120) == 0, log_path.read_text()
         assert not [child for child in {*children, *after} if child.is_running()]
     finally:
         up.kill()

@@ -60,7 +60,7 @@ def download(
         env=environment(hub, home) | env,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
 
 
@@ -116,7 +116,7 @@ def test_a_download_that_was_killed_goes_on_where_it_stopped(hub: TinyHub, tmp_p
         assert first.poll() is None
         time.sleep(0.05)
     first.send_signal(signal.SIGKILL)
-    first.wait(10)
+    first.wait(120)
     assert not (snapshot(tmp_path) / UNET).exists()
 
     done = download(hub, tmp_path)
@@ -187,7 +187,7 @@ def test_a_disk_that_is_too_small_is_told_before_anything_is_fetched(
         env=environment(hub, tmp_path),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
     assert "does not fit on the disk" in complaint(done)
     assert not [method for method, _, _ in hub.requests if method == "GET"]

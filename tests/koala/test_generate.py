@@ -29,7 +29,7 @@ def terminal(base_url: str, folder: Path, *arguments: str, **env: str) -> pexpec
         cwd=str(folder),
         env={**os.environ, "TERM": "xterm-256color", "COLORTERM": "truecolor", **env},
         dimensions=(40, 120),
-        timeout=60,
+        timeout=300,
         # Whoever runs the tests in the background ignores Ctrl-C, and children would do so too.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
@@ -45,7 +45,7 @@ def piped(
         input=stdin,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
 
 

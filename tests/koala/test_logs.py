@@ -32,7 +32,7 @@ def written(log_format: str) -> str:
         [sys.executable, "-c", SCRIPT],
         env={**os.environ, "KOALA_LOG_FORMAT": log_format},
         capture_output=True,
-        timeout=60,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     return done.stderr.decode()

@@ -26,7 +26,7 @@ def generate(observed: Observed, headers: dict[str, str], **fields: object) -> h
         observed.stack.base_url + GENERATIONS,
         json={"prompt": "a koala", "num_inference_steps": 4} | fields,
         headers=headers,
-        timeout=60,
+        timeout=240,
         trust_env=False,
     )
     assert response.is_success, response.text

@@ -30,9 +30,9 @@ def browser() -> Iterator[Browser]:
 def page(browser: Browser, stack: Stack) -> Iterator[Page]:
     """The playground of the running service, in a browser that was never there before."""
     context = browser.new_context(viewport={"width": 1200, "height": 900})
-    context.set_default_timeout(30_000)
+    context.set_default_timeout(180_000)
     # Other tests draw beside this one.
-    expect.set_options(timeout=30_000)
+    expect.set_options(timeout=180_000)
     opened = context.new_page()
     troubles: list[str] = []
     opened.on("pageerror", lambda error: troubles.append(str(error)))

@@ -70,16 +70,16 @@ def serving(
         port = server.servers[0].sockets[0].getsockname()[1]
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         base_url = f"http://{host}:{port}"
-        with httpx.Client(base_url=base_url, timeout=20) as http:
+        with httpx.Client(base_url=base_url, timeout=120) as http:
             yield Served(base_url, settings, app.state.gateway, http)
     finally:
         server.should_exit = True
-        thread.join(30)
+        thread.join(120)
         # It would go on with other tests' jobs.
         assert not thread.is_alive(), "a gateway that does not end"
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = 120.0) -> None:
     """Return as soon as ``condition`` holds; fail when it does not come to."""
     deadline = time.monotonic() + seconds
     while not condition():
@@ -101,7 +101,7 @@ class FakeWorker:
         """Ids of the jobs in the queue."""
         return self.queue.job_ids
 
-    def take(self, seconds: float = 10.0) -> str:
+    def take(self, seconds: float = 120.0) -> str:
         """Start the next job; its id."""
         wait_until(lambda: bool(self.waiting()), seconds)
         job_id = self.waiting()[0]
@@ -208,7 +208,7 @@ class FakeWorker:
             yield
         finally:
             stop.set()
-            thread.join(10)
+            thread.join(120)
 
     def spec(self, job_id: str) -> JobSpec:
         """What a job asks for."""

@@ -316,7 +316,7 @@ def test_with_keys_the_gateway_listens_to_other_machines_and_logs_who_called(
         assert httpx.get(f"{base_url}/v1/models").status_code == 401
         assert httpx.get(f"{base_url}/v1/models", headers=bearer("alice")).status_code == 200
         running.terminate()
-        _, log = running.communicate(timeout=20)
+        _, log = running.communicate(timeout=120)
     lines = [json.loads(line) for line in log.splitlines() if line.startswith("{")]
     models = [(line["status"], line.get("key")) for line in lines if line.get("path") == MODELS]
     assert models == [(401, None), (200, "alice")]
@@ -341,7 +341,7 @@ def test_keys_that_cannot_be_read_at_the_start_are_one_clear_line(
     given = {"data_dir": tmp_path, "port": free_port(), "api_keys_file": file} | settings
     arguments, env = command(**given)
     arguments[-1] = part
-    done = subprocess.run(arguments, env=env, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(arguments, env=env, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1
     line = done.stderr.splitlines()[0 if part == "serve" else -1]
     assert says in done.stderr

@@ -32,7 +32,7 @@ def test_a_waiting_job_is_cancelled_and_its_client_told(served: Served, worker: 
     assert response.status_code == 200
     job = response.json()
     assert (job["id"], job["status"], job["position"]) == (job_id, "cancelled", None)
-    answer = pending.result(5)
+    answer = pending.result(120)
     assert answer.status_code == 409
     assert answer.json()["error"]["code"] == "job_cancelled"
     assert answer.headers["x-should-retry"] == "false"
@@ -45,7 +45,7 @@ def test_cancelling_a_running_job_waits_for_its_end(served: Served, worker: Fake
     pending = in_background(cancel, served, job_id, wait=10)
     wait_until(lambda: worker.redis.hexists(worker.keys.job(job_id), "koala_cancel"))
     worker.cancel(job_id)
-    assert pending.result(5).json()["status"] == "cancelled"
+    assert pending.result(120).json()["status"] == "cancelled"
 
 
 def test_cancelling_a_running_job_may_be_told_before_its_end(
@@ -92,12 +92,12 @@ def test_a_job_that_somebody_else_follows_goes_on_without_its_first_client(
     wait_until(lambda: bool(worker.waiting()))
     [job_id] = worker.waiting()
     url = f"{served.base_url}/v1/jobs/{job_id}"
-    second = in_background(httpx.get, url, params={"wait": 15}, timeout=20)
+    second = in_background(httpx.get, url, params={"wait": 15}, timeout=120)
     wait_until(lambda: worker.redis.hexists(worker.keys.job(job_id), "koala_kept"))
-    first.result(5)
+    first.result(120)
     wait_until(lambda: abandoned(served, "kept") == 1)
     worker.finish(worker.take())
-    assert second.result(5).json()["status"] == "completed"
+    assert second.result(120).json()["status"] == "completed"
 
 
 def test_a_job_with_an_idempotency_key_goes_on_and_is_there_for_the_next_try(
@@ -111,7 +111,7 @@ def test_a_job_with_an_idempotency_key_goes_on_and_is_there_for_the_next_try(
         httpx.post, served.base_url + GENERATIONS, json={"prompt": "a"}, headers=headers
     )
     worker.finish(job_id)
-    response = again.result(5)
+    response = again.result(120)
     assert response.json()["id"] == job_id
     assert response.headers["idempotent-replayed"] == "true"
 

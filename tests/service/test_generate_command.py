@@ -26,7 +26,7 @@ from tests.service.keyed import asking, make_key, secret_of, with_keys
 def generate(served: Served, folder: Path, *options: str, **env: str) -> tuple[int, str]:
     """Exit code and stderr of a run."""
     process = start(served, folder, "a koala", "-o", "koala.png", "--force", *options, **env)
-    _, error = process.communicate(timeout=60)
+    _, error = process.communicate(timeout=240)
     return process.returncode, error.strip()
 
 
@@ -96,7 +96,7 @@ def elsewhere() -> Iterator[tuple[str, list[str | None]]]:
         thread.start()
         yield f"http://127.0.0.1:{server.server_port}", received
         server.shutdown()
-        thread.join(10)
+        thread.join(120)
 
 
 def test_it_shows_its_key_to_no_other_server(
@@ -120,7 +120,7 @@ def test_a_job_that_fails_is_one_line_with_the_reason(
     process = start(served, tmp_path, "a koala")
     job_id = worker.take()
     worker.fail(job_id)
-    out, error = process.communicate(timeout=60)
+    out, error = process.communicate(timeout=240)
     assert process.returncode == 1
     assert error == f"koala: Job {job_id} gave no image: It does not fit.\n"
     assert out == ""
@@ -135,7 +135,7 @@ def test_a_batch_keeps_several_jobs_at_the_server_but_not_all(
     worker.finish(worker.take())
     wait_until(lambda: len(set(worker.waiting())) == 8)
     with worker.working():
-        out, error = process.communicate(timeout=60)
+        out, error = process.communicate(timeout=240)
     assert process.returncode == 0, error
     assert out.splitlines()[-1] == "12 of 12 prompts drawn."
 
@@ -149,7 +149,7 @@ def test_a_batch_waits_as_long_as_a_full_queue_says(
         refused = 'koala_jobs_submitted_total{outcome="full"}'
         wait_until(lambda: served.metric(refused) == 2)
         with worker.working():
-            out, error = process.communicate(timeout=60)
+            out, error = process.communicate(timeout=240)
     assert process.returncode == 0, error
     assert out.splitlines()[-1] == "4 of 4 prompts drawn."
 
@@ -160,7 +160,7 @@ def test_a_batch_ends_early_where_every_prompt_would_fail(
     (tmp_path / "prompts.txt").write_text("a koala\n" * 12)
     with asking(settings) as served:
         process = start(served, tmp_path, "--batch", "prompts.txt")
-        out, error = process.communicate(timeout=60)
+        out, error = process.communicate(timeout=240)
     assert process.returncode == 1
     [line] = error.splitlines()
     assert "Give yours with --api-key" in line
@@ -230,7 +230,7 @@ def hostile() -> Iterator[str]:
         thread.start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
-        thread.join(10)
+        thread.join(120)
 
 
 @pytest.mark.parametrize("options", [[], ["--json"]])
@@ -243,7 +243,7 @@ def test_what_a_server_says_gives_the_terminal_no_orders(
         input="a \x1b[31m koala\na \x1b[31m banana\n",
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=240,
     )
     written = done.stdout + done.stderr
     assert written.isascii()
@@ -259,7 +259,7 @@ def test_what_a_server_says_gives_the_terminal_no_orders(
 
 def finished(process: subprocess.Popen[str]) -> tuple[int, list[str], list[str]]:
     """Exit code, and the lines of stdout and stderr."""
-    out, error = process.communicate(timeout=60)
+    out, error = process.communicate(timeout=240)
     return process.returncode, out.splitlines(), error.splitlines()
 
 

@@ -18,7 +18,7 @@ def exchange(served: Served, request: garbage.Garbage) -> bytes:
     patience = 0.3 if request.breaks_http or request.stays else 20.0
     port = int(served.base_url.rsplit(":", 1)[1])
     answer = b""
-    with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
+    with socket.create_connection(("127.0.0.1", port), timeout=120) as connection:
         try:
             connection.sendall(request.encode())
             connection.settimeout(patience)

@@ -71,7 +71,7 @@ def test_a_job_that_failed_for_its_deadline_is_a_504_that_is_not_to_be_retried(
 ) -> None:
     pending = in_background(post, served, deadline_seconds=60)
     worker.fail(worker.take(), "deadline_exceeded")
-    response = pending.result(5)
+    response = pending.result(120)
     assert response.status_code == 504
     assert response.json()["error"]["code"] == "deadline_exceeded"
     assert response.headers["x-should-retry"] == "false"

@@ -197,7 +197,7 @@ def test_the_openai_client_tries_again_when_the_limit_allows(
 
 def test_requests_at_the_same_time_share_the_limit(settings: Settings) -> None:
     async def main(base_url: str) -> list[int]:
-        async with httpx.AsyncClient(base_url=base_url, timeout=20) as client:
+        async with httpx.AsyncClient(base_url=base_url, timeout=120) as client:
             body, headers = {"prompt": "a"}, {"Prefer": "respond-async"}
             calls = [client.post(GENERATIONS, json=body, headers=headers) for _ in range(30)]
             return [response.status_code for response in await asyncio.gather(*calls)]

@@ -184,7 +184,7 @@ def test_a_sweep_that_goes_wrong_is_tried_again(
         entry = ExpiringImages("0" * 32, 1, "png").encode()
         await connection.zadd(Keys("koala").images, {entry: 1})
         task = asyncio.create_task(retention.run())
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(120):
             while name in files(settings):
                 await asyncio.sleep(0.01)
         task.cancel()

@@ -66,7 +66,7 @@ def test_without_partial_images_there_is_only_the_end(
     assert worker.spec(job_id).previews == 0
     worker.step(job_id, 3)
     worker.finish(job_id)
-    assert [event.type for event in pending.result(10)] == [COMPLETED]
+    assert [event.type for event in pending.result(120)] == [COMPLETED]
 
 
 def test_several_images_have_an_end_each_and_partial_ones_of_the_first(
@@ -77,7 +77,7 @@ def test_several_images_have_an_end_each_and_partial_ones_of_the_first(
     for image in range(3):
         worker.preview(job_id, 0, image)
     worker.finish(job_id)
-    told = pending.result(10)
+    told = pending.result(120)
     assert [event.type for event in told] == [PARTIAL, COMPLETED, COMPLETED, COMPLETED]
     assert len({event.b64_json for event in told[1:]}) == 3
 
@@ -89,7 +89,7 @@ def test_an_error_in_mid_stream_is_the_clients_own_exception(
     pending = in_background(events, served.base_url, partial_images=1)
     getattr(worker, end)(worker.take())
     with pytest.raises(openai.APIError) as caught:
-        pending.result(10)
+        pending.result(120)
     assert caught.value.code == code
 
 
@@ -116,7 +116,7 @@ def test_a_client_that_hangs_up_cancels_its_job(served: Served, worker: FakeWork
 def test_a_client_that_stays_to_the_end_cancels_nothing(served: Served, worker: FakeWorker) -> None:
     pending = in_background(events, served.base_url)
     worker.finish(worker.take())
-    pending.result(10)
+    pending.result(120)
     [job] = served.http.get("/v1/jobs").json()["data"]
     assert job["status"] == "completed"
     assert served.metric('koala_jobs_abandoned_total{outcome="over"}') == 0
@@ -136,7 +136,7 @@ def test_a_gateway_that_ends_says_so_in_the_stream(served: Served, worker: FakeW
     wait_until(lambda: served.gateway.feeds.listeners == 1)
     served.gateway.dismiss()
     with pytest.raises(openai.APIError) as caught:
-        pending.result(10)
+        pending.result(120)
     assert caught.value.code == "shutting_down"
     assert len(worker.waiting()) == 1
 
@@ -145,7 +145,7 @@ def test_an_idempotent_stream_can_be_had_again(served: Served, worker: FakeWorke
     headers = {"Idempotency-Key": "order 7"}
     first = in_background(events, served.base_url, extra_headers=headers)
     worker.finish(worker.take())
-    [end] = first.result(10)
+    [end] = first.result(120)
     [again] = events(served.base_url, extra_headers=headers)
     assert again.id == end.id
     assert again.b64_json == end.b64_json

@@ -115,7 +115,7 @@ def test_a_gateway_that_is_stopped_in_an_attempt_hands_it_over_at_once(
     with gateway_process(settings) as process:
         wait_until(lambda: receiver.ids() == [job_id], 20)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(10) == 0
+        assert process.wait(120) == 0
     assert outbox(worker)[job_id] <= time.time()
     # Nothing came of the attempt, so it does not count.
     assert worker.redis.hget(worker.keys.job(job_id), "koala_webhook_attempts") == b"0"
@@ -131,7 +131,7 @@ def test_a_gateway_that_is_stopped_waits_for_the_end_of_an_attempt(
         process.send_signal(signal.SIGTERM)
         time.sleep(0.3)
         receiver.hold.set()
-        assert process.wait(10) == 0
+        assert process.wait(120) == 0
     assert outbox(worker) == {}
 
 

@@ -82,7 +82,7 @@ def test_a_client_with_an_idempotency_key_finds_the_job_of_its_first_try(
     process, served = frozen
     headers = {"Prefer": "respond-async", "Idempotency-Key": "once"}
     body = {"prompt": "mine"}
-    response = served.http.post(GENERATIONS, json=body, headers=headers, timeout=30)
+    response = served.http.post(GENERATIONS, json=body, headers=headers, timeout=120)
     assert response.status_code == 503
     process.send_signal(signal.SIGCONT)
     wait_until(lambda: "mine" in jobs(served.settings))
@@ -118,7 +118,7 @@ def test_a_job_that_comes_after_its_withdrawal_is_cancelled_too(settings: Settin
         withdrawals.add(job_id, if_abandoned=False)
         await asyncio.sleep(0.2)
         await queue.submit(spec(), job_id)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(120):
             while await state(queue, job_id) != "cancelled":
                 await asyncio.sleep(0.05)
 
@@ -147,7 +147,7 @@ def test_a_job_whose_record_is_spoilt_keeps_no_other_from_being_withdrawn(
         await queue._redis.set(f"rq:job:{spoilt}", "no hash")
         for job_id in (spoilt, mine):
             withdrawals.add(job_id, if_abandoned=False)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(120):
             while await state(queue, mine) != "cancelled":
                 await asyncio.sleep(0.05)
 
@@ -177,7 +177,7 @@ def test_a_job_that_somebody_else_follows_is_spared(settings: Settings) -> None:
         await queue.keep(kept)
         for job_id in (kept, mine):
             withdrawals.add(job_id, if_abandoned=True)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(120):
             while await state(queue, mine) != "cancelled":
                 await asyncio.sleep(0.05)
         assert await state(queue, kept) == "queued"

@@ -80,7 +80,7 @@ def receiving() -> Iterator[Receiver]:
                 receiver.open_now += 1
                 receiver.most_open = max(receiver.most_open, receiver.open_now)
                 status, more = receiver.answers.pop(0) if receiver.answers else (204, {})
-            receiver.hold.wait(30)
+            receiver.hold.wait(120)
             with lock:
                 receiver.open_now -= 1
             self.send_response_only(status)
@@ -110,7 +110,7 @@ def receiving() -> Iterator[Receiver]:
         receiver.hold.set()
         server.shutdown()
         server.server_close()
-        thread.join(10)
+        thread.join(120)
 
 
 def with_webhooks(settings: Settings) -> Settings:

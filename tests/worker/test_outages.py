@@ -246,7 +246,7 @@ def test_an_idle_worker_outlasts_a_server_that_refuses_writes(
     wait_until(lambda: worker.link.is_down)
     read_only.config_set("min-replicas-to-write", 0)
     job_id = rig.submit()
-    thread.join(30)
+    thread.join(120)
     assert not thread.is_alive()
     assert rig.record(job_id).state == "completed"
 

@@ -99,7 +99,7 @@ def test_a_folder_of_config_files_without_weights_is_enough(tmp_path: Path) -> N
         [sys.executable, "-m", "koala", "plan", str(tmp_path), "--vram", "1GiB", "--json"],
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=500,
     )
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)

@@ -15,7 +15,7 @@ def koala(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
         env={**os.environ, "COLUMNS": "80", **env},
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=500,
     )
 
 

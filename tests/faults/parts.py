@@ -186,12 +186,15 @@ class Parts:
 
 
 @contextmanager
-def parts(folder: Path, *, worker_count: int = 0, **settings: object) -> Iterator[Parts]:
+def parts(
+    folder: Path, *, worker_count: int = 0, start_gateway: bool = True, **settings: object
+) -> Iterator[Parts]:
     """A running service with ``worker_count`` workers; ended with the context, log printed."""
     running = Parts(folder, **settings)
     try:
         running.start_valkey()
-        running.start_gateway()
+        if start_gateway:
+            running.start_gateway()
         for _ in range(worker_count):
             running.start_worker()
         if worker_count:

@@ -15,8 +15,8 @@ from koala.settings import Settings
 # ARGV: job id, Redis' time in RQ's form, '1' to spare jobs that somebody else knows
 _CANCEL: Final = """
 local id = ARGV[1]
-local held = redis.call('HMGET', job_key(id), 'status', 'worker_name', %(kept)s)
-local status, worker, kept = held[1], held[2], held[3]
+local job = held(id, 'status', 'worker_name', %(kept)s)
+local status, worker, kept = job[1], job[2], job[3]
 if not status then return 'missing' end
 if kept and ARGV[3] == '1' then return 'kept' end
 if status == 'queued' then

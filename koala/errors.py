@@ -158,6 +158,22 @@ class JobNotFound(NotFound):
     default_code = "job_not_found"
 
 
+class JobUnreadable(KoalaError):
+    """What is stored of the job cannot be read: another version left it, or it is damaged.
+
+    Args:
+        message: A full sentence for a person.
+        owner: Whose job it is, as far as that is known.
+    """
+
+    default_code = "job_unreadable"
+    should_retry = False
+
+    def __init__(self, message: str, *, owner: str) -> None:
+        super().__init__(message, param="id")
+        self.owner = owner
+
+
 class ImageNotFound(NotFound):
     """No such image: it never was, or it has expired."""
 

@@ -35,6 +35,14 @@ class EventType(StrEnum):
         return self in (EventType.COMPLETED, EventType.FAILED, EventType.CANCELLED)
 
 
+# What readers rely on.
+_DATA: Final[Mapping[EventType, Mapping[str, type]]] = {
+    EventType.STEP: {"step": int, "steps": int},
+    EventType.PREVIEW: {"image": int, "preview": int, "steps": int, "b64_json": str},
+    EventType.FAILED: {"error": dict},
+}
+
+
 @dataclass(frozen=True, slots=True)
 class JobEvent:
     """One event: ``data`` is a JSON object, ``id`` the stream entry's id."""
@@ -81,16 +89,30 @@ def encode(event: JobEvent) -> dict[str, str]:
     return {"type": str(event.type), "data": json.dumps(event.data, separators=(",", ":"))}
 
 
+class UnreadableEvent(ValueError):
+    """An entry of a stream of events is none; the message says why."""
+
+
 def decode(entry_id: bytes, fields: Mapping[bytes, bytes]) -> JobEvent | None:
-    """The event in a stream entry; ``None`` for a type that only a newer version knows."""
-    name = fields[b"type"].decode()
-    if name not in set(EventType):
-        return None
-    return JobEvent(
-        type=EventType(name),
-        data=json.loads(fields[b"data"]),
-        id=entry_id.decode(),
-    )
+    """The event in a stream entry; ``None`` for a type that only a newer version knows.
+
+    Raises:
+        UnreadableEvent: The entry is no event, or lacks what its type has to tell.
+    """
+    try:
+        name = fields[b"type"].decode()
+        if name not in set(EventType):
+            return None
+        data = json.loads(fields[b"data"])
+    except (KeyError, ValueError) as error:
+        raise UnreadableEvent(repr(error)) from None
+    event_type = EventType(name)
+    if not isinstance(data, dict):
+        raise UnreadableEvent("its data is no JSON object")
+    for field, kind in _DATA.get(event_type, {}).items():
+        if not isinstance(data.get(field), kind):
+            raise UnreadableEvent(f"{field!r} is missing or of another type")
+    return JobEvent(event_type, data, entry_id.decode())
 
 
 def parse_wake(message: bytes) -> tuple[str, EventType]:

@@ -1,9 +1,12 @@
 """What is noted of a job's images so that they go when the job does."""
 
+import re
 from dataclasses import dataclass
-from typing import cast
+from typing import Final, cast
 
 from koala.spec import JobSpec, OutputFormat, image_name
+
+_MEMBER: Final = re.compile(rb"([0-9a-f]{32}) ([1-9]|10) (png|jpeg|webp)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,5 +38,13 @@ class ExpiringImages:
         Raises:
             ValueError: It is none.
         """
-        images_id, n, output_format = member.decode().split(" ")
+        found = _MEMBER.fullmatch(member)
+        if found is None:
+            raise ValueError(f"{member[:80]!r} is no job's images")
+        images_id, n, output_format = (part.decode() for part in found.groups())
         return cls(images_id, int(n), cast(OutputFormat, output_format))
+
+    @staticmethod
+    def id_in(member: bytes) -> str:
+        """The images' id in a member, of which a newer version may have noted more."""
+        return member.partition(b" ")[0].decode(errors="replace")

@@ -51,6 +51,14 @@ class Keys:
         return f"koala:{self.queue}:unclaimed"
 
     @property
+    def unsupported(self) -> str:
+        """Sorted set of waiting job ids that are left to newer workers.
+
+        By when one that understands them was last seen, or else when they were set aside (ms).
+        """
+        return f"koala:{self.queue}:unsupported"
+
+    @property
     def deadlines(self) -> str:
         """Sorted set of waiting job ids by their deadline (ms)."""
         return f"koala:{self.queue}:deadlines"

@@ -41,7 +41,7 @@ _NAME: Final = re.compile(r"\w[\w .()+-]{0,99}")
 class LoraUse(BaseModel):
     """One LoRA of a request and how much of it: 1 is what it was trained for, 0 is nothing."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True)
 
     name: str = Field(max_length=100, description="Its name; see `GET /v1/models`.")
     weight: float = Field(

@@ -6,7 +6,9 @@ and no order but that of arrival, and would need a thread per call.
 """
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Final, cast
 from uuid import uuid4
 
@@ -17,14 +19,15 @@ from rq.utils import as_text, utcparse
 
 from koala.cancelling import Cancelled, Cancelling
 from koala.clock import AsyncRedisClock, in_seconds
-from koala.errors import IdempotencyConflict, JobNotFound, QueueFull
+from koala.errors import IdempotencyConflict, JobNotFound, JobUnreadable, QueueFull
 from koala.keys import GENERATE, Keys
-from koala.records import Records
+from koala.records import Records, UnreadableJob
 from koala.settings import Settings
 from koala.spec import JobRecord, JobSpec, Progress
 from koala.states import JobState, from_rq
 from koala.submission import Answer, Idempotency, Outcome, Submission
 from koala.trail import NO_TRAIL, Trail
+from koala.unreadable import Unreadables, replies
 
 JOB_ID: Final = re.compile(r"job_[0-9a-f]{32}")
 
@@ -60,16 +63,22 @@ class JobQueue:
     Args:
         connection: An asyncio client that returns bytes.
         settings: Bounds and lifetimes.
+        unreadables: Told of stored jobs that cannot be read.
     """
 
-    def __init__(self, connection: redis.asyncio.Redis, settings: Settings) -> None:
+    def __init__(
+        self,
+        connection: redis.asyncio.Redis,
+        settings: Settings,
+        unreadables: Unreadables | None = None,
+    ) -> None:
         self._redis = connection
         self._settings = settings
         self.keys = Keys(settings.queue)
         self.clock = AsyncRedisClock(connection)
         self._submission = Submission(connection, settings, self.keys)
         self._cancelling = Cancelling(connection, settings, self.keys, self.clock)
-        self._records = Records(connection, self.keys)
+        self._records = Records(connection, self.keys, unreadables or Unreadables())
 
     async def submit(
         self,
@@ -139,15 +148,22 @@ class JobQueue:
 
         Raises:
             JobNotFound: There is no such job, or it has expired.
+            JobUnreadable: What is stored of it is of another version, or damaged.
         """
         [record] = await self._records.read([job_id])
         if record is None:
             raise _not_found(job_id)
+        if isinstance(record, UnreadableJob):
+            raise JobUnreadable(
+                f"The job {job_id} cannot be read: another version of this software left it, or "
+                f"it is damaged ({record.reason}).",
+                owner=record.owner,
+            )
         return record
 
     async def newest(
         self, limit: int, after: str | None = None, owner: str | None = None
-    ) -> list[JobRecord]:
+    ) -> list[JobRecord | UnreadableJob]:
         """The newest jobs first, at most ``limit``, beginning behind the job ``after``.
 
         ``owner`` leaves out all jobs but that owner's.
@@ -162,57 +178,67 @@ class JobQueue:
             if rank is None:
                 raise JobNotFound(f"There is no job {after[:80]!r} to list from.", param="after")
             start = rank + 1
-        found: list[JobRecord] = []
+        found: list[JobRecord | UnreadableJob] = []
         while len(found) < limit:
             stop = start + limit - len(found) - 1
             entries = cast(list[bytes], await self._redis.zrevrange(index, start, stop))
             if not entries:
                 break
-            ids = [entry.decode() for entry in entries]
-            records = await self._records.read(ids)
+            records = await self._records.read([_name(entry) for entry in entries])
             found += [record for record in records if record is not None]
-            expired = [i for i, record in zip(ids, records, strict=True) if record is None]
+            expired = [entry for entry, job in zip(entries, records, strict=True) if job is None]
             if expired:
                 await self._redis.zrem(index, *expired)
-            start += len(ids) - len(expired)
+            start += len(entries) - len(expired)
         return found
 
     async def states(self, job_ids: list[str]) -> dict[str, JobState | None]:
-        """The bare states of many jobs, in one round trip; ``None`` for one that does not exist."""
+        """The bare states of many jobs, in one round trip.
+
+        ``None`` for one that does not exist or has a status that nothing here knows.
+        """
         async with self._redis.pipeline(transaction=False) as pipeline:
             for job_id in job_ids:
                 pipeline.hget(self.keys.job(job_id), "status")
-            replies = await pipeline.execute()
-        return {
-            job_id: from_rq(JobStatus(status.decode())) if status else None
-            for job_id, status in zip(job_ids, replies, strict=True)
-        }
+            statuses = await replies(pipeline)
+        return {job_id: _state(status) for job_id, status in zip(job_ids, statuses, strict=True)}
 
-    async def waiting(self, limit: int) -> list[JobRecord]:
-        """Of the jobs in the queue at most ``limit``, the next one first."""
-        ids = cast(list[bytes], await self._redis.lrange(self.keys.pending, 0, limit - 1))
-        return await self._read(ids)
+    async def waiting(self, limit: int) -> list[JobRecord | UnreadableJob]:
+        """Of the jobs that wait at most ``limit``, the next one first.
 
-    async def held(self, limit: int) -> list[JobRecord]:
+        Those come before all others that are left to newer workers.
+        """
+        async with self._redis.pipeline(transaction=False) as pipeline:
+            pipeline.zrange(self.keys.unsupported, 0, limit - 1)
+            pipeline.lrange(self.keys.pending, 0, limit - 1)
+            set_aside, pending = await pipeline.execute()
+        return await self._read([*set_aside, *pending][:limit])
+
+    async def held(self, limit: int) -> list[JobRecord | UnreadableJob]:
         """Of the jobs that workers hold at most ``limit``, the one taken first first."""
         ids = cast(list[bytes], await self._redis.zrange(self.keys.leases, 0, -1))
-        records = await self._read(ids)
-        return sorted(records, key=lambda record: record.started_at or record.created_at)[:limit]
+        return sorted(await self._read(ids), key=_taken_at)[:limit]
 
     async def backlog(self) -> Backlog:
         """How much is unfinished, in numbers."""
         async with self._redis.pipeline(transaction=False) as pipeline:
+            pipeline.zrange(self.keys.unsupported, 0, -1)
             pipeline.lrange(self.keys.pending, 0, -1)
             pipeline.zcard(self.keys.leases)
             pipeline.time()
-            ids, held, now = await pipeline.execute()
+            set_aside, pending, held, now = await pipeline.execute()
+        ids = [*set_aside, *pending]
         created = await self._redis.zmscore(self.keys.index, ids) if ids else []
         ages = [in_seconds(now) - float(moment) for moment in created if moment is not None]
         return Backlog(len(ids), held, max(0.0, *ages) if ages else None)
 
     async def depth(self) -> int:
         """How many jobs are waiting."""
-        return int(await self._redis.llen(self.keys.pending))
+        return int(await self._redis.llen(self.keys.pending)) + await self.unsupported()
+
+    async def unsupported(self) -> int:
+        """How many of them are left to newer workers."""
+        return int(await self._redis.zcard(self.keys.unsupported))
 
     async def oldest_seconds(self) -> float:
         """How long the job has waited that waits longest, in seconds; 0 where none waits."""
@@ -224,8 +250,11 @@ class JobQueue:
                 self.keys.pending, start=0, num=_UNREADABLE, by=created, get=[created], alpha=True
             )
             now, oldest = await pipeline.execute()
-        times = [utcparse(as_text(time)) for time in oldest if time is not None]
-        return max(0.0, in_seconds(now) - times[0].timestamp()) if times else 0.0
+        for text in oldest:
+            with suppress(ValueError):
+                if text is not None:
+                    return max(0.0, in_seconds(now) - utcparse(as_text(text)).timestamp())
+        return 0.0
 
     async def ping(self) -> None:
         """Check that Redis answers.
@@ -235,8 +264,8 @@ class JobQueue:
         """
         await self._redis.ping()
 
-    async def _read(self, ids: list[bytes]) -> list[JobRecord]:
-        records = await self._records.read([job_id.decode() for job_id in ids])
+    async def _read(self, ids: list[bytes]) -> list[JobRecord | UnreadableJob]:
+        records = await self._records.read([_name(job_id) for job_id in ids])
         return [record for record in records if record is not None]
 
     async def _known(self, known: tuple[str, str], idempotency: Idempotency | None) -> JobRecord:
@@ -281,6 +310,24 @@ class JobQueue:
         )
         job.created_at = job.enqueued_at = self.clock.now()
         return job
+
+
+def _name(entry: bytes) -> str:
+    # What is no text is no job either.
+    return entry.decode(errors="replace")
+
+
+def _state(status: object) -> JobState | None:
+    try:
+        return from_rq(JobStatus(status.decode())) if isinstance(status, bytes) else None
+    except ValueError:
+        return None
+
+
+def _taken_at(job: JobRecord | UnreadableJob) -> datetime:
+    if isinstance(job, UnreadableJob):
+        return datetime.max.replace(tzinfo=UTC)
+    return job.started_at or job.created_at
 
 
 def _not_found(job_id: str) -> JobNotFound:

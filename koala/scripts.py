@@ -52,7 +52,8 @@ def prelude(keys: Keys, event_ttl: int) -> str:
 
     ``insert(id, rank, first_of_equals)`` puts a queued job into the list, at the place of
     ``rank_of(class, tag)``; ``unqueue(id)`` takes it out of wherever it waits; ``tell(id, type,
-    data)`` publishes an event.
+    data)`` publishes an event; ``held(id, ...)`` reads fields of a job. One damaged job must not
+    stop a script that is about many, so nothing here fails over what a job's own keys hold.
 
     Args:
         keys: Keys of the queue.
@@ -62,6 +63,7 @@ def prelude(keys: Keys, event_ttl: int) -> str:
 local pending, intermediate = '{keys.pending}', '{keys.intermediate}'
 local leases, unclaimed = '{keys.leases}', '{keys.unclaimed}'
 local deadlines, fairness = '{keys.deadlines}', '{keys.fairness}'
+local unsupported = '{keys.unsupported}'
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 
@@ -69,16 +71,24 @@ local function job_key(id) return '{JOB_PREFIX}' .. id end
 local function waiting_of(owner) return '{keys.waiting_of("")}' .. owner end
 local function rank_of(class, tag) return class * {CLASS_SIZE} + tag end
 local function virtual_time(class)
-  return tonumber(redis.call('HGET', fairness, 'now:' .. class) or '0')
+  return tonumber(redis.call('HGET', fairness, 'now:' .. class) or '') or 0
 end
+
+-- Fields of a job's hash; all nil where that is something else.
+local function held(id, ...)
+  local found = redis.pcall('HMGET', job_key(id), ...)
+  if found.err then return {{}} end
+  return found
+end
+
+local function number(text) return tonumber(text or '') or 0 end
 
 local function insert(id, rank, first_of_equals)
   local low, high = 0, redis.call('LLEN', pending)
   local length = high
   while low < high do
     local middle = math.floor((low + high) / 2)
-    local other = redis.call('HGET', job_key(redis.call('LINDEX', pending, middle)), '{RANK}')
-    other = tonumber(other or '0')
+    local other = number(held(redis.call('LINDEX', pending, middle), '{RANK}')[1])
     if other > rank or (first_of_equals and other == rank) then
       high = middle
     else
@@ -90,9 +100,9 @@ local function insert(id, rank, first_of_equals)
   else
     redis.call('LINSERT', pending, 'BEFORE', redis.call('LINDEX', pending, low), id)
   end
-  local job = redis.call('HMGET', job_key(id), '{OWNER}', '{DEADLINE}')
+  local job = held(id, '{OWNER}', '{DEADLINE}')
   if job[1] then redis.call('SADD', waiting_of(job[1]), id) end
-  if job[2] then redis.call('ZADD', deadlines, job[2], id) end
+  if job[2] then redis.call('ZADD', deadlines, number(job[2]), id) end
   return low
 end
 
@@ -100,13 +110,17 @@ local function unqueue(id)
   redis.call('LREM', pending, 1, id)
   redis.call('LREM', intermediate, 1, id)
   redis.call('ZREM', unclaimed, id)
+  redis.call('ZREM', unsupported, id)
   redis.call('ZREM', deadlines, id)
-  local owner = redis.call('HGET', job_key(id), '{OWNER}')
+  local owner = held(id, '{OWNER}')[1]
   if owner then redis.call('SREM', waiting_of(owner), id) end
 end
 
 local function tell(id, type, data)
   local events = '{keys.events("")}' .. id
+  local kind = redis.call('TYPE', events).ok
+  -- What others put there would keep the job from going on.
+  if kind ~= 'stream' and kind ~= 'none' then redis.call('DEL', events) end
   redis.call('XADD', events, 'MAXLEN', {MAX_EVENTS}, '*', 'type', type, 'data', data)
   redis.call('EXPIRE', events, {event_ttl})
   redis.call('PUBLISH', '{keys.wake}', id .. ' ' .. type)

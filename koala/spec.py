@@ -2,7 +2,7 @@
 
 import hashlib
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final, Literal
 
@@ -40,6 +40,11 @@ def image_name(images_id: str, index: int, output_format: OutputFormat) -> str:
     return f"{images_id}-{index}.{output_format}"
 
 
+def images_id(name: str) -> str:
+    """What all names of a job's images begin with, from one of them."""
+    return name.partition("-")[0]
+
+
 def is_owners_image(name: str, owner: str) -> bool:
     """Whether the image ``name`` belongs to a job of ``owner``."""
     return name.startswith(_owner_digits(owner))
@@ -50,7 +55,8 @@ def _owner_digits(owner: str) -> str:
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # What is stored may be of a newer version: who only shows it passes over what it has more.
+    model_config = ConfigDict(frozen=True, extra="ignore")
 
 
 class JobSpec(_Frozen):
@@ -118,6 +124,28 @@ class JobSpec(_Frozen):
     def total_steps(self) -> int:
         """Denoising steps over all images of the job."""
         return self.n * self.num_inference_steps
+
+
+def unknown_fields(stored: object, known: BaseModel) -> list[str]:
+    """Names of the fields in ``stored``, which was read as ``known``, that this version lacks.
+
+    A field of a newer version changes what is to be drawn: who draws has to know it.
+    """
+    found: list[str] = []
+    if not isinstance(stored, Mapping):
+        return found
+    for name, value in stored.items():
+        if name not in type(known).model_fields:
+            found.append(str(name))
+            continue
+        part = getattr(known, name)
+        if isinstance(part, BaseModel):
+            found += [f"{name}.{inner}" for inner in unknown_fields(value, part)]
+        elif isinstance(part, tuple) and isinstance(value, Sequence):
+            for i, (each, model) in enumerate(zip(value, part, strict=True)):
+                if isinstance(model, BaseModel):
+                    found += [f"{name}.{i}.{inner}" for inner in unknown_fields(each, model)]
+    return found
 
 
 class ImageRef(_Frozen):

@@ -37,11 +37,12 @@ if earlier and earlier[1] and redis.call('EXISTS', job_key(earlier[1])) == 1 the
 end
 
 local queued = redis.call('LLEN', pending) + redis.call('LLEN', intermediate)
+  + redis.call('ZCARD', unsupported)
 if queued >= limit then return {'full', queued} end
 local waiting = waiting_of(owner)
 if owner_limit > 0 and redis.call('SCARD', waiting) >= owner_limit then
   for _, other in ipairs(redis.call('SMEMBERS', waiting)) do
-    if redis.call('HGET', job_key(other), 'status') ~= 'queued' then
+    if held(other, 'status')[1] ~= 'queued' then
       redis.call('SREM', waiting, other)
     end
   end
@@ -51,7 +52,7 @@ end
 
 if queued == 0 then redis.call('DEL', fairness) end
 local last = 'last:' .. class .. ':' .. owner
-local tag = math.max(virtual_time(class), tonumber(redis.call('HGET', fairness, last) or '0'))
+local tag = math.max(virtual_time(class), number(redis.call('HGET', fairness, last)))
 redis.call('HSET', fairness, last, tag + cost)
 redis.call('HSET', job_key(id), %(rank)s, rank_of(class, tag), unpack(ARGV, 9))
 local ahead = insert(id, rank_of(class, tag), false)

@@ -1,5 +1,6 @@
 """What a worker says of itself, and who of them is alive."""
 
+from dataclasses import dataclass
 from datetime import datetime
 
 import redis
@@ -48,7 +49,19 @@ class Vram(BaseModel):
     weights_bytes: int
 
 
-class WorkerAd(BaseModel):
+class _Expiring(BaseModel):
+    """The part of an account that every version has to understand."""
+
+    model_config = ConfigDict(frozen=True)
+
+    expires_at: datetime
+
+    def is_alive(self, now: float) -> bool:
+        """Whether the account is still good at ``now``, Redis' time."""
+        return self.expires_at.timestamp() > now
+
+
+class WorkerAd(_Expiring):
     """A worker's own account of itself, renewed with every heartbeat.
 
     ``rows`` and ``max_rows`` count rows of the U-Net batch (two for an image with guidance).
@@ -59,15 +72,12 @@ class WorkerAd(BaseModel):
     says why the worker claims no jobs, if so.
     """
 
-    model_config = ConfigDict(frozen=True)
-
     name: str
     model: str
     device: str
     dtype: str
     version: str
     started_at: datetime
-    expires_at: datetime
     jobs_in_flight: int
     rows: int
     max_rows: int
@@ -83,13 +93,17 @@ class WorkerAd(BaseModel):
     is_loaded: bool = True
     trouble: str | None = None
 
-    def is_alive(self, now: float) -> bool:
-        """Whether the account is still good at ``now``, Redis' time."""
-        return self.expires_at.timestamp() > now
-
     def serves(self, model: str) -> bool:
         """Whether it claims jobs for ``model``."""
         return self.model == model and self.trouble is None
+
+
+@dataclass(frozen=True, slots=True)
+class Accounts:
+    """The accounts of live workers, by name, and why others cannot be read, by their names."""
+
+    alive: list[WorkerAd]
+    unreadable: dict[str, str]
 
 
 def advertise(connection: redis.Redis, keys: Keys, ad: WorkerAd) -> None:
@@ -103,30 +117,48 @@ def withdraw(connection: redis.Redis, keys: Keys, name: str) -> None:
 
 
 def forget_dead(connection: redis.Redis, keys: Keys) -> None:
-    """Remove the accounts of workers that went without a word, and those nobody can read."""
+    """Remove the accounts of workers that went without a word, and what says no such time.
+
+    An account of another version stays as long as its worker renews it.
+    """
     with connection.pipeline(transaction=False) as pipeline:
         pipeline.time()
         pipeline.hgetall(keys.workers)
         now, accounts = pipeline.execute()
     for name, raw in accounts.items():
-        ad = _parse(raw)
-        if ad is None or not ad.is_alive(in_seconds(now)):
+        if not _is_good(raw, in_seconds(now)):
             connection.hdel(keys.workers, name)
 
 
 async def alive(connection: redis.asyncio.Redis, keys: Keys) -> list[WorkerAd]:
     """The accounts of all live workers of a queue, by name."""
+    return (await read_accounts(connection, keys)).alive
+
+
+async def read_accounts(connection: redis.asyncio.Redis, keys: Keys) -> Accounts:
+    """What all live workers of a queue say of themselves."""
     async with connection.pipeline(transaction=False) as pipeline:
         pipeline.time()
         pipeline.hgetall(keys.workers)
-        now, accounts = await pipeline.execute()
-    ads = [_parse(raw) for raw in accounts.values()]
-    return sorted((ad for ad in ads if ad and ad.is_alive(in_seconds(now))), key=lambda ad: ad.name)
+        reply, found = await pipeline.execute()
+    accounts, now = Accounts([], {}), in_seconds(reply)
+    for name, raw in found.items():
+        try:
+            ad = WorkerAd.model_validate_json(raw)
+        except ValidationError as error:
+            if _is_good(raw, now):
+                first = error.errors(include_input=False, include_url=False)[0]
+                reason = f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
+                accounts.unreadable[name.decode(errors="replace")] = reason
+            continue
+        if ad.is_alive(now):
+            accounts.alive.append(ad)
+    accounts.alive.sort(key=lambda ad: ad.name)
+    return accounts
 
 
-def _parse(raw: bytes | str) -> WorkerAd | None:
+def _is_good(raw: bytes | str, now: float) -> bool:
     try:
-        return WorkerAd.model_validate_json(raw)
+        return _Expiring.model_validate_json(raw).is_alive(now)
     except ValidationError:
-        # Left by another version of this software; its worker speaks for itself soon, or is dead.
-        return None
+        return False

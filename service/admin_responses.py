@@ -6,6 +6,7 @@ from pydantic import BaseModel, Field
 
 from koala.spec import Priority, Progress
 from koala.workers import Vram
+from service.responses import Unreadable
 
 
 class AdminSummary(BaseModel):
@@ -61,6 +62,9 @@ class AdminWorkerList(BaseModel):
 
     object: Literal["list"] = "list"
     data: list[AdminWorker]
+    unreadable: list[str] = Field(
+        [], description="Names of live workers whose account cannot be read: of other versions."
+    )
 
 
 class AdminJob(BaseModel):
@@ -91,4 +95,5 @@ class AdminJobList(BaseModel):
 
     object: Literal["list"] = "list"
     data: list[AdminJob]
+    unreadable: Unreadable = []
     has_more: bool

@@ -18,9 +18,10 @@ import redis
 import redis.asyncio
 import structlog
 
-from koala.events import MAX_EVENTS, EventType, JobEvent, decode
+from koala.events import MAX_EVENTS, EventType, JobEvent
 from koala.keys import Keys
 from koala.single_flight import SingleFlight
+from koala.unreadable import Unreadables, replies
 from service.ending import end
 
 log = structlog.get_logger()
@@ -89,11 +90,15 @@ class Feeds:
     Args:
         connection: An asyncio client that returns bytes.
         keys: Keys of the queue.
+        unreadables: Told of events that cannot be read.
     """
 
-    def __init__(self, connection: redis.asyncio.Redis, keys: Keys) -> None:
+    def __init__(
+        self, connection: redis.asyncio.Redis, keys: Keys, unreadables: Unreadables | None = None
+    ) -> None:
         self._redis = connection
         self._keys = keys
+        self._unreadables = unreadables or Unreadables()
         self._feeds: dict[str, _Feed] = {}
         self._reader: asyncio.Task[None] | None = None
         self._next_positions = 0.0
@@ -213,11 +218,11 @@ class Feeds:
         async with self._redis.pipeline(transaction=False) as pipeline:
             for feed, last_id in zip(feeds, asked, strict=True):
                 pipeline.xrange(self._keys.events(feed.job_id), min=f"({last_id}")
-            replies = await pipeline.execute()
-        for feed, entries in zip(feeds, replies, strict=True):
+            found = await replies(pipeline)
+        for feed, entries in zip(feeds, found, strict=True):
             # Another reader may have come first with some of them.
             known = _order(feed.last_id)
-            events = [event for event in (decode(*entry) for entry in entries) if event is not None]
+            events = self._unreadables.events(feed.job_id, entries)
             fresh = [event for event in events if _order(event.id) > known]
             if fresh:
                 feed.grow(fresh)

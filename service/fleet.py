@@ -7,7 +7,8 @@ import redis.asyncio
 
 from koala.keys import Keys
 from koala.single_flight import SingleFlight
-from koala.workers import WorkerAd, alive
+from koala.unreadable import Unreadables
+from koala.workers import Accounts, WorkerAd, read_accounts
 
 _FRESH_SECONDS: Final = 0.5
 
@@ -15,10 +16,13 @@ _FRESH_SECONDS: Final = 0.5
 class Fleet:
     """The workers of one queue."""
 
-    def __init__(self, connection: redis.asyncio.Redis, keys: Keys) -> None:
+    def __init__(
+        self, connection: redis.asyncio.Redis, keys: Keys, unreadables: Unreadables | None = None
+    ) -> None:
         self._redis = connection
         self._keys = keys
-        self._ads: list[WorkerAd] = []
+        self._unreadables = unreadables or Unreadables()
+        self._accounts = Accounts([], {})
         self._read_at = float("-inf")
         self._reading = SingleFlight(self._read)
 
@@ -30,7 +34,12 @@ class Fleet:
         """
         if time.monotonic() - self._read_at > _FRESH_SECONDS:
             await self._reading.result()
-        return self._ads
+        return self._accounts.alive
+
+    @property
+    def unreadable(self) -> list[str]:
+        """Names of live workers whose accounts could not be read at the last look."""
+        return sorted(self._accounts.unreadable)
 
     async def serves(self, model: str) -> bool:
         """Whether a live worker serves ``model``."""
@@ -42,5 +51,7 @@ class Fleet:
         return images / rate if rate else None
 
     async def _read(self) -> None:
-        self._ads = await alive(self._redis, self._keys)
+        self._accounts = await read_accounts(self._redis, self._keys)
         self._read_at = time.monotonic()
+        for name, reason in self._accounts.unreadable.items():
+            self._unreadables.note("worker", name, reason)

@@ -17,6 +17,7 @@ from koala.metered_store import MeteredStore
 from koala.queue import JobQueue
 from koala.settings import Settings
 from koala.store import ImageStore
+from koala.unreadable import Unreadables
 from service.connections import Connections, connection_limit
 from service.feeds import Feeds
 from service.fleet import Fleet
@@ -86,10 +87,11 @@ class Gateway:
             loras = LoraFolder(settings.lora_dir)
         except ValueError as error:
             raise BadSetting(f"KOALA_LORA_DIR: {error}.") from None
-        queue = JobQueue(connection, settings)
+        unreadables = Unreadables(lambda kind: metrics.unreadable_records.labels(kind).inc())
+        queue = JobQueue(connection, settings, unreadables)
         tasks = set[asyncio.Task[None]]()
-        fleet = Fleet(connection, queue.keys)
-        forecasts = Forecasts(connection, queue.keys, fleet)
+        fleet = Fleet(connection, queue.keys, unreadables)
+        forecasts = Forecasts(connection, queue.keys, fleet, unreadables)
         ledger = Ledger(forecasts, metrics, tasks)
         return cls(
             settings=settings,
@@ -97,14 +99,14 @@ class Gateway:
             redis=connection,
             queue=queue,
             hub=Hub(connection, queue, on_end=ledger.end),
-            feeds=Feeds(connection, queue.keys),
+            feeds=Feeds(connection, queue.keys, unreadables),
             fleet=fleet,
             forecasts=forecasts,
             ledger=ledger,
             store=store,
             store_health=StoreHealth(store),
             loras=loras,
-            retention=Retention(connection, queue.keys, store, settings),
+            retention=Retention(connection, queue.keys, store, settings, unreadables),
             keyring=_keyring(settings),
             rate_limits=RateLimits(connection, settings, queue.clock),
             withdrawals=Withdrawals(queue, metrics),

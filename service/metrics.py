@@ -1,12 +1,13 @@
 """What Prometheus can scrape from the gateway; a registry of its own per application."""
 
-from typing import Final
+from typing import Final, get_args
 
 from prometheus_client import Counter, Gauge, Histogram
 
 from koala.cancelling import Cancelled
 from koala.metered_store import StoreMetrics
 from koala.registry import new_registry
+from koala.unreadable import Kind
 
 _REQUEST_BUCKETS: Final = (
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300,
@@ -117,6 +118,14 @@ class Metrics:
         )
         for reason in ("new", "headers", "body", "unread", "limit", "refused"):
             self.connections_closed.labels(reason)
+        self.unreadable_records = Counter(
+            "koala_unreadable_records",
+            "Stored records that could not be read and were passed over, each counted once.",
+            ["kind"],
+            registry=self.registry,
+        )
+        for kind in get_args(Kind):
+            self.unreadable_records.labels(kind)
         for came in ("sooner", "later"):
             self.eta_error_ratio.labels(came)
         for outcome in ("admitted", "known", "full"):

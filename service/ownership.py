@@ -1,6 +1,6 @@
 """Whose jobs and images are whose: what belongs to others does not exist."""
 
-from koala.errors import ImageNotFound, JobNotFound
+from koala.errors import ImageNotFound, JobNotFound, JobUnreadable
 from koala.queue import JOB_ID
 from koala.spec import JobRecord, is_owners_image
 from koala.store import IMAGE_NAME
@@ -14,11 +14,17 @@ async def own_job(gateway: Gateway, principal: Principal, job_id: str) -> JobRec
     Raises:
         JobNotFound: There is no such job, it has expired, or it is another owner's: nothing tells
             these apart.
+        JobUnreadable: What is stored of it is of another version, or damaged.
     """
     if not JOB_ID.fullmatch(job_id):
         # RQ keeps other things under names like a job's; they are nobody's business.
         raise _no_job(job_id)
-    record = await gateway.queue.get(job_id)
+    try:
+        record = await gateway.queue.get(job_id)
+    except JobUnreadable as error:
+        if principal.sees is not None and principal.sees != error.owner:
+            raise _no_job(job_id) from None
+        raise
     if principal.sees is not None and principal.sees != record.spec.owner:
         raise _no_job(job_id)
     return record

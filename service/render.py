@@ -2,12 +2,14 @@
 
 import base64
 import math
+from collections.abc import Iterable
 from datetime import datetime
 
 from anyio import to_thread
 from pydantic import BaseModel
 from starlette.responses import Response
 
+from koala.records import UnreadableJob
 from koala.spec import JobRecord
 from service.gateway import Gateway
 from service.responses import (
@@ -15,6 +17,7 @@ from service.responses import (
     ImagesResponse,
     InputTokensDetails,
     Job,
+    JobReference,
     Timings,
     TokenUsage,
 )
@@ -76,6 +79,13 @@ async def job_body(
         if record.result is not None
         else None,
     )
+
+
+def references(jobs: Iterable[JobRecord | UnreadableJob]) -> list[JobReference]:
+    """Those of some jobs that cannot be shown."""
+    return [
+        JobReference(id=job.id, reason=job.reason) for job in jobs if isinstance(job, UnreadableJob)
+    ]
 
 
 async def images_body(

@@ -105,11 +105,25 @@ class Job(BaseModel):
     result: ImagesResponse | None
 
 
+class JobReference(BaseModel):
+    """A job that cannot be shown, and why: another version left it, or it is damaged."""
+
+    id: str
+    reason: str
+
+
+Unreadable = Annotated[
+    list[JobReference],
+    Field(description="Jobs that belong here and cannot be read; they count for `limit`."),
+]
+
+
 class JobList(BaseModel):
     """A page of jobs, newest first; ``last_id`` as ``after`` gives the next one."""
 
     object: Literal["list"] = "list"
     data: list[Job]
+    unreadable: Unreadable = []
     first_id: str | None
     last_id: str | None
     has_more: bool

@@ -17,7 +17,7 @@ from koala.events import EventType, JobEvent, publish
 from koala.keys import GENERATE
 from koala.scripts import TOKEN
 from koala.settings import Settings
-from koala.spec import JobSpec
+from koala.spec import JobSpec, unknown_fields
 from worker.fencing import FencedJob, FencedWorker
 from worker.flight import Flight
 from worker.leases import Leases
@@ -34,6 +34,10 @@ _CLAIM_TRIES: Final = 5
 
 class InvalidJob(Exception):
     """The job is none that this worker runs; the message says why."""
+
+
+class UnsupportedJob(Exception):
+    """The job asks for what this version does not know; the message names the field."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +84,7 @@ class Admission:
 
         Raises:
             InvalidJob: The job is not one of ours.
+            UnsupportedJob: A newer version may understand it.
         """
         try:
             function, unnamed, arguments = job.func_name, job.args, job.kwargs
@@ -212,8 +217,14 @@ def _parse(arguments: Any) -> JobSpec:
     if not isinstance(arguments, dict) or set(arguments) != {"spec"}:
         raise InvalidJob("The job's only argument has to be `spec`.")
     try:
-        return JobSpec.model_validate(arguments["spec"])
+        spec = JobSpec.model_validate(arguments["spec"])
     except ValidationError as error:
-        first = error.errors()[0]
+        problems = error.errors()
+        first = problems[0]
         place = ".".join(str(part) for part in first["loc"]) or "spec"
+        if all(problem["type"] == "literal_error" for problem in problems):
+            raise UnsupportedJob(f"{place}={str(first['input'])[:80]}") from None
         raise InvalidJob(f"The job's spec is not valid: {place}: {first['msg']}.") from None
+    if unknown := unknown_fields(arguments["spec"], spec):
+        raise UnsupportedJob(", ".join(unknown)[:200])
+    return spec

@@ -4,12 +4,13 @@ from collections.abc import Sequence
 
 from rq.executions import Execution
 
-from worker.admission import NOT_BEGUN, Admission, InvalidJob
+from worker.admission import NOT_BEGUN, Admission, InvalidJob, UnsupportedJob
 from worker.fencing import FencedJob
 from worker.flight import Flight
 from worker.landing import Landing
 from worker.link import Link
 from worker.strays import Strays
+from worker.unsupported import UnsupportedJobs
 
 
 class Boarding:
@@ -20,13 +21,22 @@ class Boarding:
         admission: Claims and reads.
         landing: Fails what is refused.
         strays: Keeps what is to go back until it has.
+        unsupported: Sets aside what is for newer workers.
     """
 
-    def __init__(self, link: Link, admission: Admission, landing: Landing, strays: Strays) -> None:
+    def __init__(
+        self,
+        link: Link,
+        admission: Admission,
+        landing: Landing,
+        strays: Strays,
+        unsupported: UnsupportedJobs,
+    ) -> None:
         self._link = link
         self._admission = admission
         self._landing = landing
         self._strays = strays
+        self._unsupported = unsupported
         # Whether everybody in flight has to land before the next one boards.
         self.is_closed = False
 
@@ -37,15 +47,23 @@ class Boarding:
             job: As it was popped.
             is_alone: Nothing else is in flight.
         """
+        spec, fault = None, ""
+        try:
+            spec = self._admission.read(job)
+        except UnsupportedJob as error:
+            # Before the claim: it is no attempt, and nothing has been told of it.
+            with self._link.attempt():
+                self._unsupported.set_aside(job.id, str(error))
+            return None
+        except InvalidJob as error:
+            fault = str(error)
         execution = None
         with self._link.attempt():
             execution = self._admission.claim(job)
         if execution is None:
             return None
-        try:
-            spec = self._admission.read(job)
-        except InvalidJob as error:
-            self._refuse(job, execution, str(error))
+        if spec is None:
+            self._refuse(job, execution, fault)
             return None
         if self._admission.is_suspect(job):
             # Nobody joins it, and it joins nobody: the next death will show who is to blame.

@@ -23,6 +23,7 @@ from koala.expiry import ExpiringImages
 from koala.keys import Keys
 from koala.scripts import ATTEMPTS, TOKEN, WEBHOOK
 from koala.spec import JobSpec
+from koala.unreadable import is_wrong_type
 
 log = structlog.get_logger()
 
@@ -55,6 +56,18 @@ class FencedJob(Job):
         self.has_webhook = WEBHOOK.encode() in raw_data
         self.attempts = int(raw_data.get(ATTEMPTS.encode(), 0))
         return super().restore(raw_data)
+
+    @classmethod
+    def empty(cls, job_id: str, connection: Redis, origin: str) -> "FencedJob":
+        """A job without data, in place of one that cannot be read, so that it can fail.
+
+        Raises:
+            ValueError: No job can have this id.
+        """
+        job = cls(job_id, connection=connection, serializer=JSONSerializer)
+        job.data = b""
+        job.origin = origin
+        return job
 
     def forget_hooks(self) -> None:
         """Drop what RQ would import or call when the job ends: callbacks, webhooks, retries.
@@ -97,14 +110,31 @@ class FencedQueue(Queue):
         return super().move_dependents_to_ready(job, pipeline, *args, **kwargs)
 
     @classmethod
+    def fetch_popped(
+        cls,
+        connection: Redis,
+        queue_key: str,
+        job_id: str,
+        job_class: type[Job],
+        serializer: Any,
+    ) -> tuple[Job, Queue] | None:
+        """A job that is in the list of popped ones, as RQ's own pop would give it."""
+        return cls._fetch_dequeued_job(
+            connection, queue_key, job_id, job_class=job_class, serializer=serializer
+        )
+
+    @classmethod
     def _fetch_dequeued_job(
         cls, connection: Redis, queue_key: str, job_id: str, *args: Any, **kwargs: Any
     ) -> tuple[Job, Queue] | None:
         # What somebody else put into the list must not end the worker that pops it.
         try:
             fetched = super()._fetch_dequeued_job(connection, queue_key, job_id, *args, **kwargs)
-        except RedisError:
-            raise
+        except RedisError as error:
+            if not is_wrong_type(error):
+                raise
+            log.warning("what was queued is no job", job_id=job_id, error=str(error))
+            fetched = None
         except Exception as error:
             log.warning("a queued job cannot be read", job_id=job_id, error=repr(error))
             fetched = cls._unreadable(connection, queue_key, job_id)
@@ -117,14 +147,11 @@ class FencedQueue(Queue):
         cls, connection: Redis, queue_key: str, job_id: str
     ) -> tuple[Job, Queue] | None:
         # An empty job in its place fails as invalid. No job can have an id that RQ refuses.
+        queue = cls.from_queue_key(queue_key, connection=connection)
         try:
-            job = FencedJob(job_id, connection=connection, serializer=JSONSerializer)
+            return FencedJob.empty(job_id, connection, queue.name), queue
         except ValueError:
             return None
-        queue = cls.from_queue_key(queue_key, connection=connection)
-        job.data = b""
-        job.origin = queue.name
-        return job, queue
 
 
 def check_fence(job: FencedJob, pipeline: Pipeline) -> None:

@@ -17,7 +17,7 @@ from koala.clock import RedisClock
 from koala.settings import Settings
 from koala.workers import Vram
 from worker.account import Account
-from worker.admission import Admission, ServedModel
+from worker.admission import Admission, InvalidJob, ServedModel, UnsupportedJob
 from worker.beat import Beat
 from worker.boarding import Boarding
 from worker.draining import drain
@@ -29,7 +29,7 @@ from worker.engine import (
     Preview,
     Progress,
 )
-from worker.fencing import FencedJob, LeaseLost
+from worker.fencing import FencedJob, FencedQueue, LeaseLost
 from worker.flight import Flight, ImageKey, Outcome
 from worker.gallery import Gallery
 from worker.herald import Herald
@@ -43,6 +43,7 @@ from worker.report import Report
 from worker.showing import Showing
 from worker.steady import SteadyWorker
 from worker.strays import Strays
+from worker.unsupported import UnsupportedJobs
 from worker.upkeep import Upkeep
 
 log = structlog.get_logger()
@@ -116,8 +117,11 @@ class InflightWorker(SteadyWorker):
         self._leases = Leases(scripts, settings)
         self._strays = Strays(self._leases, metrics)
         self._landing = Landing(self, metrics, Report(name, metrics, clock, tracer_provider))
-        admission = Admission(self, self._leases, self._strays, settings, model)
-        self._boarding = Boarding(self.link, admission, self._landing, self._strays)
+        self._admission = Admission(self, self._leases, self._strays, settings, model)
+        self._unsupported = UnsupportedJobs(connection, scripts, settings, self._lacks)
+        self._boarding = Boarding(
+            self.link, self._admission, self._landing, self._strays, self._unsupported
+        )
         self._showing = Showing(self, metrics, gallery.safety)
         self._laps = LoopClock(metrics.loop_seconds)
         self._herald = Herald(self, self.link)
@@ -125,6 +129,7 @@ class InflightWorker(SteadyWorker):
             self,
             self._leases,
             self._strays,
+            self._unsupported,
             Reaper(scripts, settings),
             settings,
             self._flights,
@@ -210,7 +215,7 @@ class InflightWorker(SteadyWorker):
         while self._has_room and self.link.is_due:
             popped = None
             with self.link.attempt():
-                popped = self.queue_class.dequeue_any(
+                popped = self.take_supported() or self.queue_class.dequeue_any(
                     self.queues,
                     None,
                     connection=self.connection,
@@ -330,6 +335,33 @@ class InflightWorker(SteadyWorker):
             return False
         backlog = sum(flight.images_to_store for flight in self._flights.values())
         return self._engine.has_room and backlog < _BACKLOG_BATCHES * self._engine.max_rows
+
+    def take_supported(self) -> tuple[Job, Queue] | None:
+        """The next job that others set aside and this worker understands, as if it were popped."""
+        while (job_id := self._unsupported.take()) is not None:
+            # What is gone meanwhile is gone from the list of popped jobs, too.
+            popped = self._fetch_popped(job_id)
+            if popped is not None:
+                return popped
+        return None
+
+    def _fetch_popped(self, job_id: str) -> tuple[Job, Queue] | None:
+        return FencedQueue.fetch_popped(
+            self.connection, self.queues[0].key, job_id, self.job_class, self.serializer
+        )
+
+    def _lacks(self, job_id: str) -> str | None:
+        """What a job asks for that this version does not know."""
+        found = self._fetch_popped(job_id)
+        try:
+            if found is not None:
+                self._admission.read(cast(FencedJob, found[0]))
+        except UnsupportedJob as error:
+            return str(error)
+        except InvalidJob:
+            # To be taken and refused.
+            pass
+        return None
 
     def _take(self, job: Job) -> None:
         flight = self._boarding.take(cast(FencedJob, job), is_alone=not self._flights)

@@ -44,13 +44,13 @@ local function end_execution(id, token)
 end
 
 local function put_first(id, reason)
-  local rank = tonumber(redis.call('HGET', job_key(id), RANK) or '0')
+  local rank = number(redis.call('HGET', job_key(id), RANK))
   local class = math.floor(rank / CLASS_SIZE)
   -- Virtual time began anew if the queue was empty meanwhile.
   rank = rank_of(class, math.min(rank - class * CLASS_SIZE, virtual_time(class)))
   redis.call('HSET', job_key(id), RANK, rank)
   insert(id, rank, true)
-  local attempts = redis.call('HGET', job_key(id), ATTEMPTS) or '0'
+  local attempts = number(redis.call('HGET', job_key(id), ATTEMPTS))
   tell(id, REQUEUED, '{"reason":"' .. reason .. '","attempts":' .. attempts .. '}')
 end
 
@@ -71,10 +71,10 @@ end
 _RENEW: Final = """
 local lost, unwanted = {}, {}
 for i = 3, #ARGV, 2 do
-  local held = redis.call('HMGET', job_key(ARGV[i]), 'status', TOKEN, CANCEL)
-  if held[1] == 'started' and held[2] == ARGV[i + 1] then
+  local job = held(ARGV[i], 'status', TOKEN, CANCEL)
+  if job[1] == 'started' and job[2] == ARGV[i + 1] then
     redis.call('ZADD', leases, now + ARGV[2], ARGV[i])
-    if held[3] then unwanted[#unwanted + 1] = ARGV[i] end
+    if job[3] then unwanted[#unwanted + 1] = ARGV[i] end
   else
     lost[#lost + 1] = ARGV[i]
   end
@@ -86,8 +86,8 @@ return {lost, unwanted}
 _HAND_BACK: Final = """
 local returned = {}
 for i = #ARGV - 1, 3, -2 do
-  local held = redis.call('HMGET', job_key(ARGV[i]), 'status', TOKEN)
-  if held[1] == 'started' and held[2] == ARGV[i + 1] then
+  local job = held(ARGV[i], 'status', TOKEN)
+  if job[1] == 'started' and job[2] == ARGV[i + 1] then
     requeue(ARGV[i], ARGV[i + 1], ARGV[2])
     returned[#returned + 1] = ARGV[i]
   end
@@ -114,11 +114,16 @@ redis.call('ZREM', '{keys.unclaimed}', id)
 redis.call('ZREM', '{keys.deadlines}', id)
 local held = redis.call('HMGET', job, '{OWNER}', '{RANK}')
 if held[1] then redis.call('SREM', '{keys.waiting_of("")}' .. held[1], id) end
-local rank = tonumber(held[2] or '0')
+local rank = tonumber(held[2] or '') or 0
 local class = math.floor(rank / {CLASS_SIZE})
 local virtual, tag = 'now:' .. class, rank - class * {CLASS_SIZE}
-if tag > tonumber(redis.call('HGET', '{keys.fairness}', virtual) or '0') then
+if tag > (tonumber(redis.call('HGET', '{keys.fairness}', virtual) or '') or 0) then
   redis.call('HSET', '{keys.fairness}', virtual, tag)
+end
+-- What others put where the job's course and end are to be written would keep it from ending.
+for _, key in ipairs({{'{keys.events("")}' .. id, '{keys.results("")}' .. id}}) do
+  local kind = redis.call('TYPE', key).ok
+  if kind ~= 'stream' and kind ~= 'none' then redis.call('DEL', key) end
 end
 """
 

@@ -38,6 +38,7 @@ _ENDS: Final = (
     ("failed", "invalid_job"),
     ("failed", "lora_unusable"),
     ("failed", "timeout"),
+    ("failed", "unsupported_job"),
     ("failed", "worker_died"),
 )
 _REQUEUE_REASONS: Final = ("drained", "never_claimed", "not_begun", "runs_alone", "worker_died")

@@ -30,9 +30,9 @@ end
 
 local abandoned = {}
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', leases, 0, now, 'LIMIT', 0, per_pass)) do
-  local job = redis.call('HMGET', job_key(id), 'status', TOKEN, ATTEMPTS, 'created_at')
+  local job = held(id, 'status', TOKEN, ATTEMPTS, 'created_at')
   if job[1] == 'started' and job[2] then
-    abandoned[#abandoned + 1] = {id, job[2], tonumber(job[3] or 0), job[4] or ''}
+    abandoned[#abandoned + 1] = {id, job[2], number(job[3]), job[4] or ''}
   else
     redis.call('ZREM', leases, id)
   end
@@ -43,7 +43,8 @@ for _, job in ipairs(abandoned) do
   local id, held_by, attempts = job[1], job[2], job[3]
   -- A job at the limit was taken over before, by a reaper that died before it could fail it.
   if attempts < max_attempts then
-    attempts = redis.call('HINCRBY', job_key(id), ATTEMPTS, 1)
+    attempts = attempts + 1
+    redis.call('HSET', job_key(id), ATTEMPTS, attempts)
   end
   if attempts < max_attempts then
     requeue(id, held_by, 'worker_died')
@@ -59,7 +60,7 @@ end
 local popped = {}
 for _, id in ipairs(redis.call('LRANGE', intermediate, 0, per_pass - 1)) do
   popped[id] = true
-  if redis.call('HGET', job_key(id), 'status') ~= 'queued' then
+  if held(id, 'status')[1] ~= 'queued' then
     redis.call('LREM', intermediate, 1, id)
     redis.call('ZREM', unclaimed, id)
   else
@@ -76,7 +77,7 @@ for _, id in ipairs(redis.call('ZRANGE', unclaimed, 0, per_pass - 1)) do
 end
 
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', deadlines, 0, now, 'LIMIT', 0, per_pass)) do
-  if redis.call('HGET', job_key(id), 'status') == 'queued' then
+  if held(id, 'status')[1] == 'queued' then
     unqueue(id)
     take_over(id)
     late[#late + 1] = id

@@ -101,6 +101,10 @@ class SteadyWorker(FencedWorker):
     ) -> tuple[Job, Queue] | None:
         """RQ's; a stop may interrupt the worker only here, where it does nothing else."""
         self._is_waiting = True
+        patience = max_idle_time
+        if timeout is not None and patience is None:
+            # RQ would wait on in there, where nobody looks for jobs that were set aside.
+            patience = _POP_SECONDS
         try:
             while True:
                 if self.is_stopping:
@@ -110,10 +114,18 @@ class SteadyWorker(FencedWorker):
                     continue
                 # RQ waits where there is no connection; other outages are answers.
                 with self.link.attempt():
-                    return super().dequeue_job_and_maintain_ttl(timeout, max_idle_time)
+                    found = self.take_supported() or super().dequeue_job_and_maintain_ttl(
+                        timeout, patience
+                    )
+                    if found is not None or patience is max_idle_time:
+                        return found
                 time.sleep(self.link.seconds_to_wait)
         finally:
             self._is_waiting = False
+
+    def take_supported(self) -> tuple[Job, Queue] | None:
+        """A job that goes before those of the queue, if there is one."""
+        raise NotImplementedError
 
     def _install_signal_handlers(self) -> None:
         if threading.current_thread() is threading.main_thread():
@@ -141,9 +153,13 @@ class SteadyWorker(FencedWorker):
             super().check_for_suspension(burst)
 
     def run_maintenance_tasks(self) -> None:
-        """RQ's; left out while Redis is away."""
-        with self.link.attempt():
-            super().run_maintenance_tasks()  # type: ignore[no-untyped-call]
+        """RQ's; left out while Redis is away, and no reason to end."""
+        try:
+            with self.link.attempt():
+                super().run_maintenance_tasks()  # type: ignore[no-untyped-call]
+        except Exception:
+            # RQ stumbles over entries of its registries that others left.
+            log.exception("RQ's maintenance failed")
 
     @property
     def should_run_maintenance_tasks(self) -> bool:

@@ -6,6 +6,7 @@ from datetime import timedelta
 from typing import Final, cast
 
 import structlog
+from redis.exceptions import RedisError
 from rq import worker_registration
 from rq.exceptions import NoSuchJobError
 
@@ -20,6 +21,7 @@ from worker.leases import Leases
 from worker.metrics import WorkerMetrics
 from worker.reaper import Reaper
 from worker.strays import Strays
+from worker.unsupported import SUPPORT_SECONDS, UnsupportedJobs
 
 log = structlog.get_logger()
 
@@ -38,6 +40,7 @@ class Upkeep:
         worker: Whose upkeep it is.
         leases: Renews what is in flight.
         strays: Hands back what was claimed and is not in flight.
+        unsupported: Looks after what was set aside for newer workers.
         reaper: Finds what nobody works on.
         settings: Pace and limits.
         flights: The jobs in flight; only read here.
@@ -52,6 +55,7 @@ class Upkeep:
         worker: FencedWorker,
         leases: Leases,
         strays: Strays,
+        unsupported: UnsupportedJobs,
         reaper: Reaper,
         settings: Settings,
         flights: Mapping[str, Flight],
@@ -63,6 +67,7 @@ class Upkeep:
         self._worker = worker
         self._leases = leases
         self._strays = strays
+        self._unsupported = unsupported
         self._settings = settings
         self._flights = flights
         self._lost = lost
@@ -161,13 +166,20 @@ class Upkeep:
             job = self._bury(job_id, reaped.token, error)
             if job is not None:
                 self._metrics.count_wait(job, self._worker.clock.now())
+        token, overdue = self._unsupported.look()
+        for job_id, lacking in overdue.items():
+            message = (
+                f"The job asks for what no worker here knows: {lacking}. Workers of the version "
+                f"that took it in did not come within {SUPPORT_SECONDS // 60} minutes."
+            )
+            self._bury(job_id, token, JobError(message=message, code="unsupported_job"))
         forget_dead(self._worker.connection, self._worker.keys)
 
     def _bury(self, job_id: str, token: str, error: JobError) -> FencedJob | None:
         """Fail a job that nobody runs; ``None`` where it ended otherwise."""
         worker = self._worker
         try:
-            job = cast(FencedJob, FencedJob.fetch(job_id, worker.connection, worker.serializer))
+            job = self._fetch(job_id)
             job.forget_hooks()
             job.token = token
             job.last_event = JobEvent(EventType.FAILED, {"error": error.model_dump()})
@@ -178,6 +190,17 @@ class Upkeep:
         self._metrics.jobs_finished.labels("failed", error.code).inc()
         log.warning("a waiting job was given up", job_id=job_id, code=error.code)
         return job
+
+    def _fetch(self, job_id: str) -> FencedJob:
+        worker = self._worker
+        try:
+            return cast(FencedJob, FencedJob.fetch(job_id, worker.connection, worker.serializer))
+        except (RedisError, NoSuchJobError):
+            raise
+        except Exception as error:
+            # One that cannot be read must not keep the others from being given up.
+            log.warning("a job to give up cannot be read", job_id=job_id, error=repr(error))
+            return FencedJob.empty(job_id, worker.connection, worker.queues[0].name)
 
 
 def _hangs(flight: Flight) -> bool:

@@ -10,6 +10,7 @@ import redis.asyncio
 from koala.keys import Keys
 from koala.single_flight import SingleFlight
 from koala.spec import JobRecord
+from koala.unreadable import Unreadables
 from service.fleet import Fleet
 from service.forecast.forecast import forecast
 from service.forecast.reader import SituationReader
@@ -60,10 +61,17 @@ class Forecasts:
         connection: An asyncio client that returns bytes.
         keys: Keys of the queue.
         fleet: The live workers.
+        unreadables: Told of events that cannot be read.
     """
 
-    def __init__(self, connection: redis.asyncio.Redis, keys: Keys, fleet: Fleet) -> None:
-        self._reader = SituationReader(connection, keys)
+    def __init__(
+        self,
+        connection: redis.asyncio.Redis,
+        keys: Keys,
+        fleet: Fleet,
+        unreadables: Unreadables | None = None,
+    ) -> None:
+        self._reader = SituationReader(connection, keys, unreadables or Unreadables())
         self._fleet = fleet
         self._look = _Look(Situation(lanes=()), float("-inf"), {})
         self._looking = SingleFlight(self._take_look)

@@ -4,15 +4,16 @@ import json
 import zlib
 from collections import OrderedDict
 from collections.abc import Iterable
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
 import redis.asyncio
 from rq.utils import as_text, utcparse
 
 from koala.clock import in_seconds
-from koala.events import EventType, decode
+from koala.events import EventType, JobEvent
 from koala.keys import Keys
 from koala.spec import JobSpec
+from koala.unreadable import Unreadables, replies
 from koala.workers import WorkerAd
 from service.forecast.load import WINDOW_SECONDS, arrival_rate, share_returning
 from service.forecast.pace import Pace
@@ -25,8 +26,6 @@ _ENDED: Final = 8
 # Jobs whose work is remembered; it never changes.
 _REMEMBERED: Final = 4096
 
-_Entries = list[tuple[bytes, dict[bytes, bytes]]]
-
 
 class SituationReader:
     """Reads situations in two round trips.
@@ -34,11 +33,15 @@ class SituationReader:
     Args:
         connection: An asyncio client that returns bytes.
         keys: Keys of the queue.
+        unreadables: Told of events that cannot be read.
     """
 
-    def __init__(self, connection: redis.asyncio.Redis, keys: Keys) -> None:
+    def __init__(
+        self, connection: redis.asyncio.Redis, keys: Keys, unreadables: Unreadables
+    ) -> None:
         self._redis = connection
         self._keys = keys
+        self._unreadables = unreadables
         self._works: OrderedDict[str, Work] = OrderedDict()
 
     def remember(self, job_id: str, spec: JobSpec) -> Work:
@@ -64,34 +67,38 @@ class SituationReader:
             pipeline.zrevrange(keys.finished, 0, _ENDED - 1)
             now, popped, pending, leased, newest, done = await pipeline.execute()
         now = in_seconds(now)
-        queue = [job_id.decode() for job_id in reversed(popped)]
-        queue += [job_id.decode() for job_id in pending]
-        held = [job_id.decode() for job_id in leased]
-        sample = [job_id.decode() for job_id, _ in newest]
+        queue = [_name(job_id) for job_id in (*reversed(popped), *pending)]
+        held = [_name(job_id) for job_id in leased]
+        sample = [_name(job_id) for job_id, _ in newest]
         missing = [job_id for job_id in {*queue, *held, *sample} if job_id not in self._works]
         async with self._redis.pipeline(transaction=False) as pipeline:
             window = (now - WINDOW_SECONDS, "+inf")
             pipeline.zcount(keys.index, *window)
             pipeline.zrangebyscore(keys.index, *window, start=0, num=1, withscores=True)
             for job_id in done:
-                pipeline.hget(keys.job(job_id.decode()), "ended_at")
+                pipeline.hget(keys.job(_name(job_id)), "ended_at")
             for job_id in missing:
                 pipeline.hget(keys.job(job_id), "data")
             for job_id in held:
                 pipeline.hmget(keys.job(job_id), "worker_name", "started_at")
                 pipeline.xrevrange(keys.events(job_id), count=1)
-            came, first, *replies = await pipeline.execute()
-        ended, replies = replies[: len(done)], replies[len(done) :]
-        for job_id, data in zip(missing, replies, strict=False):
+            came, first, *found = await replies(pipeline)
+        ended, found = found[: len(done)], found[len(done) :]
+        for job_id, data in zip(missing, found, strict=False):
             self._learn(job_id, data)
-        states = replies[len(missing) :]
+        states = found[len(missing) :]
         holdings = [
-            _Holding(job_id, states[2 * i], states[2 * i + 1]) for i, job_id in enumerate(held)
+            _Holding(
+                job_id,
+                states[2 * i],
+                self._unreadables.events(job_id, states[2 * i + 1]),
+            )
+            for i, job_id in enumerate(held)
         ]
         holdings.sort(key=lambda holding: holding.started_at)
         taken = set(held)
         returning = share_returning(
-            [utcparse(as_text(time)).timestamp() for time in ended if time],
+            [moment for moment in map(_moment, ended) if moment is not None],
             [came_at for _, came_at in newest],
         )
         span = max(0.0, now - first[0][1]) if first else 0.0
@@ -116,8 +123,8 @@ class SituationReader:
     def _known(self, job_ids: Iterable[str]) -> tuple[Work, ...]:
         return tuple(self._works[job_id] for job_id in job_ids if job_id in self._works)
 
-    def _learn(self, job_id: str, data: bytes | None) -> None:
-        spec = None if data is None else _spec(data)
+    def _learn(self, job_id: str, data: object) -> None:
+        spec = _spec(data) if isinstance(data, bytes) else None
         if spec is not None:
             self.remember(job_id, spec)
 
@@ -132,23 +139,40 @@ def _spec(data: bytes) -> JobSpec | None:
         return None
 
 
+def _name(entry: bytes) -> str:
+    # What is no text is no job either.
+    return entry.decode(errors="replace")
+
+
+def _are_steps(done: Any, images: int) -> TypeGuard[list[int]]:
+    is_list = isinstance(done, list) and len(done) == images
+    return is_list and all(isinstance(each, int) for each in done)
+
+
+def _moment(text: Any) -> float | None:
+    try:
+        return utcparse(as_text(text)).timestamp() if isinstance(text, bytes) else None
+    except ValueError:
+        return None
+
+
 class _Holding:
     """A job that a worker holds."""
 
-    def __init__(self, job_id: str, fields: list[Any], last: _Entries) -> None:
-        worker, started_at = fields
+    def __init__(self, job_id: str, fields: Any, last: list[JobEvent]) -> None:
+        worker, started_at = fields if isinstance(fields, list) else (None, None)
         self.job_id = job_id
-        self.worker = (worker or b"").decode()
+        self.worker = (worker or b"").decode(errors="replace")
         # Times in RQ's form sort as they are.
         self.started_at: bytes = started_at or b""
-        self._event = decode(*last[0]) if last else None
+        self._event = last[0] if last else None
 
     def left(self, work: Work, now: float) -> Work:
         """What is left of its ``work``."""
         event = self._event
         # A worker of an older version does not tell of single images.
         done = None if event is None else event.data.get("image_steps")
-        if event is None or done is None:
+        if event is None or not _are_steps(done, len(work.calls)) or not event.data.get("steps"):
             return work
         # Of a preview, the steps are one image's.
         steps = event.data["steps"] / (len(done) if event.type is EventType.STEP else 1)

@@ -21,7 +21,7 @@ from service.admin_responses import (
 from service.auth import AUTH_RESPONSES, AdminDep, KeyedRoute
 from service.errors import ErrorBody
 from service.gateway import Gateway, GatewayDep
-from service.render import json_response
+from service.render import json_response, references
 from service.requests import Must
 
 router = APIRouter(
@@ -58,7 +58,9 @@ async def summary(gateway: GatewayDep, _: AdminDep) -> Response:
 async def list_workers(gateway: GatewayDep, _: AdminDep) -> Response:
     """What each live worker says of itself."""
     ads = await gateway.fleet.alive()
-    return json_response(AdminWorkerList(data=[_worker(ad) for ad in ads]))
+    return json_response(
+        AdminWorkerList(data=[_worker(ad) for ad in ads], unreadable=gateway.fleet.unreadable)
+    )
 
 
 @router.get(
@@ -81,11 +83,21 @@ async def list_unfinished_jobs(
     """Unfinished jobs of all owners: the queue in its order, or what is being drawn."""
     queue = gateway.queue
     read = queue.waiting if state == "queued" else queue.held
-    records = await read(limit + 1)
+    found = await read(limit + 1)
     await gateway.clock.refresh()
-    # A job may have gone on to another state between two looks.
-    jobs = [await _job(gateway, r) for r in records[:limit] if r.state == state]
-    return json_response(AdminJobList(data=jobs, has_more=len(records) > limit))
+    page = found[:limit]
+    return json_response(
+        AdminJobList(
+            data=[
+                await _job(gateway, job)
+                for job in page
+                # It may have gone on to another state between two looks.
+                if isinstance(job, JobRecord) and job.state == state
+            ],
+            unreadable=references(page),
+            has_more=len(found) > limit,
+        )
+    )
 
 
 def _worker(ad: WorkerAd) -> AdminWorker:

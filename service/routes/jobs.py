@@ -12,7 +12,7 @@ from service.auth import AUTH_RESPONSES, GeneratorDep, KeyedRoute, ReaderDep
 from service.errors import ErrorBody
 from service.gateway import Gateway, GatewayDep
 from service.ownership import own_job
-from service.render import job_body, json_response, retry_after
+from service.render import job_body, json_response, references, retry_after
 from service.requests import Must
 from service.responses import Job, JobList
 from service.streams import event_stream, job_events
@@ -51,18 +51,19 @@ async def list_jobs(
     An API key sees its own jobs, with the scope `admin` everybody's.
     """
     # One more than asked for tells whether there is another page.
-    records = await gateway.queue.newest(limit + 1, after, reader.sees)
-    base_url = gateway.base_url(request)
-    page = [
-        await job_body(gateway, record, base_url, eta=None, inline=False)
-        for record in records[:limit]
-    ]
+    found = await gateway.queue.newest(limit + 1, after, reader.sees)
+    base_url, page = gateway.base_url(request), found[:limit]
     return json_response(
         JobList(
-            data=page,
+            data=[
+                await job_body(gateway, job, base_url, eta=None, inline=False)
+                for job in page
+                if isinstance(job, JobRecord)
+            ],
+            unreadable=references(page),
             first_id=page[0].id if page else None,
             last_id=page[-1].id if page else None,
-            has_more=len(records) > limit,
+            has_more=len(found) > limit,
         )
     )
 

@@ -10,7 +10,7 @@ import httpx
 import redis
 import structlog
 
-from koala.errors import JobNotFound
+from koala.errors import JobNotFound, JobUnreadable
 from koala.spec import JobRecord
 from koala.states import JobState
 from service.ending import end
@@ -103,6 +103,9 @@ class Courier:
                 await self._finish(claim, Verdict("given_up", "its senders died"))
             else:
                 await self._deliver(claim, record, record.spec.webhook_url)
+        except JobUnreadable as error:
+            # A gateway of a newer version may be able to tell of it.
+            await self._finish(claim, self._attempts.failed(claim.attempts, error.message))
         except redis.RedisError as error:
             # The lease runs out, and somebody tries again.
             log.warning("the courier has lost the outbox", job_id=claim.job_id, error=str(error))

@@ -29,8 +29,10 @@ local due = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', string.format('%.6f', n
 local lease_end = string.format('%.6f', now + ARGV[1])
 for _, id in ipairs(due) do
   local job, attempts = '{JOB_PREFIX}' .. id, 0
-  if redis.call('EXISTS', job) == 1 then
-    attempts = redis.call('HINCRBY', job, '{_ATTEMPTS}', 1)
+  local counted = redis.call('EXISTS', job) == 1 and redis.pcall('HINCRBY', job, '{_ATTEMPTS}', 1)
+  -- A table is an error: the key is no job, or the count no number.
+  if type(counted) == 'number' then
+    attempts = counted
     redis.call('ZADD', KEYS[1], lease_end, id)
   else
     redis.call('ZREM', KEYS[1], id)
@@ -80,7 +82,7 @@ class Outbox:
         """Up to ``most`` webhooks that are due, the longest due first."""
         reply = await self._claim(keys=[self._key], args=[LEASE_SECONDS, most])
         return [
-            Claim(reply[i].decode(), reply[i + 1].decode(), int(reply[i + 2]))
+            Claim(reply[i].decode(errors="replace"), reply[i + 1].decode(), int(reply[i + 2]))
             for i in range(0, len(reply), 3)
         ]
 

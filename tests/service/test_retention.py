@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import redis.asyncio
 
-from koala.connections import connect_async
+from koala.connections import connect, connect_async
 from koala.expiry import ExpiringImages
 from koala.keys import Keys
 from koala.settings import Settings
@@ -30,13 +30,15 @@ def store(settings: Settings) -> ImageStore:
 
 
 def sweeping(
-    settings: Settings, use: Callable[[Retention, redis.asyncio.Redis], Awaitable[None]]
+    settings: Settings,
+    use: Callable[[Retention, redis.asyncio.Redis], Awaitable[None]],
+    pause: float = 0.01,
 ) -> None:
     async def main() -> None:
         connection = connect_async(settings)
         store = ImageStore(settings.resolved_image_store)
         try:
-            retention = Retention(connection, Keys(settings.queue), store, settings, pause=0.01)
+            retention = Retention(connection, Keys(settings.queue), store, settings, pause=pause)
             await use(retention, connection)
         finally:
             await connection.aclose()
@@ -191,3 +193,73 @@ def test_a_sweep_that_goes_wrong_is_tried_again(
 
     sweeping(settings, use)
     assert troubles == []
+
+
+def test_a_sweep_goes_on_until_nothing_is_due_past_what_cannot_be_removed(
+    settings: Settings, store: ImageStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = [spec() for _ in range(5000)]
+    stuck = ExpiringImages.of(jobs[1234])
+    removed: set[str] = set()
+    sweeps = [OSError(5, "Input/output error")]
+
+    def delete(self: ImageStore, name: str) -> None:
+        if name in stuck.names and sweeps:
+            raise sweeps.pop()
+        removed.add(name)
+
+    monkeypatch.setattr(ImageStore, "delete", delete)
+    unreadable = b"\xff of another version"
+
+    async def use(retention: Retention, connection: redis.asyncio.Redis) -> None:
+        key = Keys("koala").images
+        entries = {ExpiringImages.of(job).encode(): 1 + i for i, job in enumerate(jobs)}
+        await connection.zadd(key, entries | {unreadable: 0})
+
+        await retention.sweep()
+
+        assert len(removed) == 4999
+        left = dict(await connection.zrange(key, 0, -1, withscores=True))
+        assert set(left) == {stuck.encode().encode(), unreadable}
+        # Both are put off, and the one that failed is tried again first.
+        assert time.time() < left[stuck.encode().encode()] < left[unreadable]
+
+        await connection.zadd(key, {stuck.encode(): 1})
+        await connection.delete(f"{key}:sweep")
+        await retention.sweep()
+        assert stuck.names[0] in removed
+
+    sweeping(settings, use, pause=60)
+
+
+def test_a_sweep_whose_lock_is_anothers_stops(
+    settings: Settings, store: ImageStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = [spec() for _ in range(300)]
+    lock = f"{Keys('koala').images}:sweep"
+    thief = connect(settings)
+    monkeypatch.setattr(ImageStore, "delete", lambda store, name: thief.set(lock, "another"))
+
+    async def use(retention: Retention, connection: redis.asyncio.Redis) -> None:
+        key = Keys("koala").images
+        await connection.zadd(key, {ExpiringImages.of(job).encode(): 1 for job in jobs})
+        await retention.sweep()
+        assert 0 < await connection.zcard(key) < 300
+
+    sweeping(settings, use, pause=60)
+    thief.close()
+
+
+def test_files_of_an_entry_that_cannot_be_read_are_no_orphans(
+    settings: Settings, store: ImageStore
+) -> None:
+    [name] = store_images(store, spec())
+    os.utime(Path(settings.resolved_image_store) / name, (1, 1))
+
+    async def use(retention: Retention, connection: redis.asyncio.Redis) -> None:
+        entry = f"{name.partition('-')[0]} 1 avif and more"
+        await connection.zadd(Keys("koala").images, {entry: time.time() + 60})
+        await retention.remove_orphans()
+
+    sweeping(settings, use)
+    assert files(settings) == [name]

@@ -70,10 +70,6 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local function job_key(id) return '{JOB_PREFIX}' .. id end
 local function waiting_of(owner) return '{keys.waiting_of("")}' .. owner end
 local function rank_of(class, tag) return class * {CLASS_SIZE} + tag end
-local function virtual_time(class)
-  return tonumber(redis.call('HGET', fairness, 'now:' .. class) or '') or 0
-end
-
 -- Fields of a job's hash; all nil where that is something else.
 local function held(id, ...)
   local found = redis.pcall('HMGET', job_key(id), ...)
@@ -81,7 +77,24 @@ local function held(id, ...)
   return found
 end
 
-local function number(text) return tonumber(text or '') or 0 end
+-- 0 for what is no number; "nan" is one to Lua, though not to itself.
+local function number(text)
+  local value = tonumber(text or '')
+  if value and value == value and math.abs(value) < 2 ^ 53 then return value end
+  return 0
+end
+
+-- Removes what others put where the job's course and end are written, so that it can end.
+local function heal(id)
+  for _, key in ipairs({{'{keys.events("")}' .. id, '{keys.results("")}' .. id}}) do
+    local kind = redis.call('TYPE', key).ok
+    if kind ~= 'stream' and kind ~= 'none' then redis.call('DEL', key) end
+  end
+end
+
+local function virtual_time(class)
+  return number(redis.call('HGET', fairness, 'now:' .. class))
+end
 
 local function insert(id, rank, first_of_equals)
   local low, high = 0, redis.call('LLEN', pending)
@@ -118,9 +131,7 @@ end
 
 local function tell(id, type, data)
   local events = '{keys.events("")}' .. id
-  local kind = redis.call('TYPE', events).ok
-  -- What others put there would keep the job from going on.
-  if kind ~= 'stream' and kind ~= 'none' then redis.call('DEL', events) end
+  heal(id)
   redis.call('XADD', events, 'MAXLEN', {MAX_EVENTS}, '*', 'type', type, 'data', data)
   redis.call('EXPIRE', events, {event_ttl})
   redis.call('PUBLISH', '{keys.wake}', id .. ' ' .. type)

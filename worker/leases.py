@@ -115,6 +115,7 @@ redis.call('ZREM', '{keys.deadlines}', id)
 local held = redis.call('HMGET', job, '{OWNER}', '{RANK}')
 if held[1] then redis.call('SREM', '{keys.waiting_of("")}' .. held[1], id) end
 local rank = tonumber(held[2] or '') or 0
+if rank ~= rank then rank = 0 end
 local class = math.floor(rank / {CLASS_SIZE})
 local virtual, tag = 'now:' .. class, rank - class * {CLASS_SIZE}
 if tag > (tonumber(redis.call('HGET', '{keys.fairness}', virtual) or '') or 0) then

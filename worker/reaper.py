@@ -24,6 +24,7 @@ local grace, token, per_pass = tonumber(ARGV[4]), ARGV[5], tonumber(ARGV[6])
 local requeued, put_back, poisoned, late = {}, {}, {}, {}
 
 local function take_over(id)
+  heal(id)
   redis.call('HSET', job_key(id), 'status', 'started', TOKEN, token)
   redis.call('ZADD', leases, now + lease, id)
 end

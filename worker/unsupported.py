@@ -65,6 +65,7 @@ for i = 5, #ARGV do
   if since and now - since >= tonumber(ARGV[4]) then
     if held(id, 'status')[1] == 'queued' then
       unqueue(id)
+      heal(id)
       redis.call('HSET', job_key(id), 'status', 'started', TOKEN, ARGV[2])
       redis.call('ZADD', leases, now + ARGV[3], id)
       given_up[#given_up + 1] = id
@@ -130,7 +131,13 @@ class UnsupportedJobs:
             redis.RedisError: Redis does not answer; the next look finds the same.
         """
         entries = cast(list[bytes], self._redis.zrange(self._key, 0, -1))
-        ids = [entry.decode(errors="replace") for entry in entries]
+        ids = []
+        for entry in entries:
+            try:
+                ids.append(entry.decode())
+            except UnicodeDecodeError:
+                # No job can have such an id.
+                self._redis.zrem(self._key, entry)
         known, self._known = self._known, {}
         for job_id in ids:
             self._known[job_id] = known[job_id] if job_id in known else self._lacks(job_id)

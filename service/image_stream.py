@@ -79,7 +79,7 @@ async def _partial(spec: JobSpec, event: JobEvent) -> bytes:
 async def _end(gateway: Gateway, job_id: str, base_url: str) -> AsyncIterator[bytes]:
     try:
         record = await gateway.queue.get(job_id)
-        if record.state != "completed":
+        if record.result is None:
             yield _error(failure(record))
             return
         finished = record.model_copy(

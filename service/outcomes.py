@@ -5,6 +5,7 @@ from typing import Final
 from koala.errors import (
     ContentPolicyViolation,
     DeadlineExceeded,
+    ImageNotFound,
     JobCancelled,
     JobFailed,
     KoalaError,
@@ -40,6 +41,15 @@ def _lora(record: JobRecord, message: str) -> str:
         if LoraError.is_about(message, use.name):
             return f"lora.{i}.name"
     return "lora"
+
+
+def images_gone(record: JobRecord, error: ImageNotFound) -> ImageNotFound:
+    """Why a request that a completed job answers gets no images any more."""
+    return ImageNotFound(
+        f"The job {record.id} was completed, but its images are gone: {error.message} Send the "
+        "request without its `Idempotency-Key`, or with another one, to draw them again.",
+        headers=job_headers(record.id) | {"x-should-retry": "false"},
+    )
 
 
 async def not_ready(gateway: Gateway, record: JobRecord) -> KoalaError:

@@ -9,8 +9,9 @@ from anyio import to_thread
 from pydantic import BaseModel
 from starlette.responses import Response
 
+from koala.errors import ImageNotFound
 from koala.records import UnreadableJob
-from koala.spec import JobRecord
+from koala.spec import JobError, JobRecord
 from service.gateway import Gateway
 from service.responses import (
     Image,
@@ -44,10 +45,14 @@ async def job_body(
 ) -> Job:
     """A job as clients see it; ``inline`` puts images into it where base64 was asked for.
 
-    Raises:
-        ImageNotFound: An image that belongs into the body is gone.
+    A completed job whose images are gone has an error in place of the result.
     """
-    spec = record.spec
+    spec, error, result = record.spec, record.error, None
+    if record.result is not None:
+        try:
+            result = await images_body(gateway, record, base_url, inline=inline)
+        except ImageNotFound as gone:
+            error = JobError(message=gone.message, code=gone.code or "image_not_found")
     return Job(
         id=record.id,
         status=record.state,
@@ -74,10 +79,8 @@ async def job_body(
         response_format=spec.response_format,
         safety_identifier=spec.user,
         attempts=record.attempts,
-        error=record.error,
-        result=await images_body(gateway, record, base_url, inline=inline)
-        if record.result is not None
-        else None,
+        error=error,
+        result=result,
     )
 
 

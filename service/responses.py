@@ -101,7 +101,9 @@ class Job(BaseModel):
     response_format: ResponseFormat
     safety_identifier: OptionalText = None
     attempts: int = Field(description="Runs that ended with the death of their worker.")
-    error: JobError | None
+    error: JobError | None = Field(
+        description="Why there are no images; of a completed job: why there are none any more."
+    )
     result: ImagesResponse | None
 
 

@@ -9,7 +9,7 @@ from anyio import to_thread
 from fastapi import APIRouter, Depends, Header, Request
 from starlette.responses import Response
 
-from koala.errors import MethodNotAllowed, UnsupportedMediaType
+from koala.errors import ImageNotFound, MethodNotAllowed, UnsupportedMediaType
 from koala.queue import new_job_id
 from koala.spec import JobRecord, JobSpec
 from service.answer_headers import add_to_answer
@@ -17,7 +17,7 @@ from service.auth import AUTH_RESPONSES, GeneratorDep, KeyedRoute, Principal
 from service.errors import ClientGone, ErrorBody
 from service.gateway import Gateway, GatewayDep
 from service.image_stream import image_events
-from service.outcomes import failure, not_ready
+from service.outcomes import failure, images_gone, not_ready
 from service.planning import plan
 from service.preferences import Preference, parse
 from service.rate_limits import caller
@@ -79,7 +79,11 @@ async def _count(request: Request, gateway: GatewayDep, principal: GeneratorDep)
             "withholds the images.",
         },
         **AUTH_RESPONSES,
-        404: {"model": ErrorBody, "description": "The model is not served here."},
+        404: {
+            "model": ErrorBody,
+            "description": "The model is not served here, or the images of a request that is sent "
+            "again are gone.",
+        },
         409: {"model": ErrorBody, "description": "The job was cancelled."},
         413: {"model": ErrorBody, "description": "The body is too large."},
         415: {"model": ErrorBody, "description": "The body is not JSON."},
@@ -185,12 +189,14 @@ async def _finished(
     headers: dict[str, str],
 ) -> Response:
     headers = headers | job_headers(record.id)
-    if record.state != "completed":
+    if record.result is None:
         raise failure(record)
     headers |= _applied(gateway, preference, finished=True)
-    return json_response(
-        await images_body(gateway, record, gateway.base_url(request)), headers=headers
-    )
+    try:
+        body = await images_body(gateway, record, gateway.base_url(request))
+    except ImageNotFound as error:
+        raise images_gone(record, error) from None
+    return json_response(body, headers=headers)
 
 
 async def _unfinished(

@@ -146,3 +146,28 @@ def test_the_eta_comes_from_the_workers_own_pace(served: Served, worker: FakeWor
     assert response.headers["retry-after"] == "8"
     worker.finish(first)
     assert job(served, first)["eta_seconds"] is None
+
+
+def test_a_completed_job_whose_files_are_gone_is_shown_with_the_reason(
+    served: Served, worker: FakeWorker
+) -> None:
+    request = {"prompt": "a koala", "response_format": "b64_json", "n": 2}
+    headers = {"Idempotency-Key": "once", "Prefer": "respond-async"}
+    job_id = served.http.post(GENERATIONS, json=request, headers=headers).json()["id"]
+    worker.finish(worker.take())
+    worker.store.delete(worker.spec(job_id).image_name(1))
+
+    for answer in (
+        served.http.get(f"/v1/jobs/{job_id}"),
+        served.http.post(f"/v1/jobs/{job_id}/cancel"),
+        served.http.get(f"/v1/jobs/{job_id}?wait=1"),
+    ):
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["status"] == "completed"
+        assert answer.json()["result"] is None
+        assert answer.json()["error"]["code"] == "image_not_found"
+    assert "event: completed" in served.http.get(f"/v1/jobs/{job_id}/events").text
+    again = served.http.post(GENERATIONS, json=request, headers=headers)
+    assert again.status_code == 404
+    assert again.headers["x-koala-job-id"] == job_id
+    assert job_id in again.json()["error"]["message"]

@@ -28,6 +28,10 @@ _LOG_PREFIX: Final = re.compile(r"^\d+:(\S \d+ \w+ \d+ [\d:.]+ [#*.-]|signal-han
 _DAMAGED: Final = re.compile(r"append only file (\S+\.aof)\b")
 _RULE: Final = re.compile(r"[\W_]*")
 
+# Some 60,000 finished jobs: past it new ones are refused, and what is running goes on when others
+# have expired. Without a bound the kernel would end whichever process asks for memory next.
+MAX_MEMORY_BYTES: Final = 1024**3
+
 
 class EmbeddedServerError(Exception):
     """The embedded server cannot run here; the message says why."""
@@ -178,6 +182,7 @@ def prepare(settings: Settings) -> list[str]:
         *("--appendonly", "yes"),
         *("--appendfsync", "everysec"),
         *("--save", ""),
+        *("--maxmemory", str(MAX_MEMORY_BYTES)),
         *("--maxmemory-policy", "noeviction"),
         *("--daemonize", "no"),
         *("--loglevel", "warning"),

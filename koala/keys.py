@@ -121,6 +121,11 @@ class Keys:
         """Sorted set of ended jobs whose webhook is due, by the time of the next try (s)."""
         return f"koala:{self.queue}:outbox"
 
+    @property
+    def previews(self) -> str:
+        """Sorted set of jobs with previews in their events, by when to look at them next (ms)."""
+        return f"koala:{self.queue}:previews"
+
     def events(self, job_id: str) -> str:
         """The stream of one job's events."""
         return f"koala:{self.queue}:events:{job_id}"

@@ -130,6 +130,16 @@ async def _http_error(request: Request, error: Exception) -> Response:
 
 
 async def _redis_error(request: Request, error: Exception) -> Response:
+    if isinstance(error, redis.exceptions.OutOfMemoryError):
+        path = request.url.path[:200]
+        log.error("redis is out of memory", error=str(error), path=path)
+        return error_response(
+            QueueUnavailable(
+                "The queue's memory is full; it becomes free as finished jobs expire.",
+                code="queue_out_of_memory",
+                retry_after=30,
+            )
+        )
     log.warning("the queue cannot be reached", error=str(error), path=request.url.path[:200])
     return error_response(
         QueueUnavailable("The queue cannot be reached right now; try again soon.", retry_after=2)

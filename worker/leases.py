@@ -164,7 +164,8 @@ class Scripts:
             + f"local CLASS_SIZE = {CLASS_SIZE}\n"
             + f"local started, index = '{self.keys.started}', '{self.keys.index}'\n"
             + f"local finished, failed = '{self.keys.finished}', '{self.keys.failed}'\n"
-            + f"local cancelled = '{self.keys.cancelled}'\n"
+            + f"local cancelled, previews = '{self.keys.cancelled}', '{self.keys.previews}'\n"
+            + f"local events_of = '{self.keys.events('')}'\n"
             + _SHARED
         )
 

@@ -13,14 +13,20 @@ from worker.leases import Scripts
 
 # How many entries one pass looks at, so that a script never holds the server up for long.
 _PER_PASS: Final = 200
+_PREVIEWS_PER_PASS: Final = 20
+
+# Who watches a job sees its last previews even after a short interruption.
+PREVIEW_SECONDS: Final = 60
 
 # ARGV: ..., most attempts, lease in ms, grace in ms for popped jobs, token to take over with,
-#       entries per pass
+#       entries per pass, how long previews are kept after a job's end in ms, jobs with previews
+#       per pass
 # Returns {requeued ids, put back ids, {id, attempts, ...} of jobs taken over to be failed, ids of
 # those taken over because they are late}.
 _REAP: Final = """
 local max_attempts, lease = tonumber(ARGV[2]), tonumber(ARGV[3])
 local grace, token, per_pass = tonumber(ARGV[4]), ARGV[5], tonumber(ARGV[6])
+local shown_for, previews_per_pass = tonumber(ARGV[7]), tonumber(ARGV[8])
 local requeued, put_back, poisoned, late = {}, {}, {}, {}
 
 local function take_over(id)
@@ -96,9 +102,36 @@ for _, registry in ipairs({finished, failed, cancelled}) do
 end
 for _, entry in ipairs(redis.call('ZRANGE', started, 0, per_pass - 1)) do
   local id, held_by = string.match(entry, '^(.*):(.-)$')
-  local job = redis.call('HMGET', job_key(id or entry), 'status', TOKEN)
+  local job = held(id or entry, 'status', TOKEN)
   if job[1] ~= 'started' or (job[2] and job[2] ~= held_by) then
     redis.call('ZREM', started, entry)
+  end
+end
+-- Previews are by far the most of what is stored of a job, and nobody watches them afterwards.
+local function forget_previews(id)
+  heal(id)
+  local events = events_of .. id
+  local entries, ttl = redis.call('XRANGE', events, '-', '+'), redis.call('PTTL', events)
+  redis.call('DEL', events)
+  for _, entry in ipairs(entries) do
+    -- Each entry is written type first.
+    if entry[2][2] ~= 'preview' then redis.call('XADD', events, entry[1], unpack(entry[2])) end
+  end
+  if ttl > 0 then redis.call('PEXPIRE', events, ttl) end
+end
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', previews, 0, now, 'LIMIT', 0, previews_per_pass)) do
+  local status = held(id, 'status')[1]
+  local last = redis.pcall('XREVRANGE', events_of .. id, '+', '-', 'COUNT', 1)
+  local told_at = last[1] and number(string.match(last[1][1], '^%d+')) or 0
+  if status == 'queued' or status == 'started' then
+    redis.call('ZADD', previews, now + shown_for, id)
+  elseif now < told_at + shown_for then
+    redis.call('ZADD', previews, told_at + shown_for, id)
+  else
+    -- First, what a server without memory refuses: it must not stop between the other two.
+    redis.call('ZADD', previews, now + shown_for, id)
+    forget_previews(id)
+    redis.call('ZREM', previews, id)
   end
 end
 return {requeued, put_back, poisoned, late}
@@ -143,7 +176,15 @@ class Reaper:
         token = uuid4().hex
         # A claim follows a pop within milliseconds; half a lease is generous.
         grace_ms = self._lease_ms // 2
-        reply = self._script(self._max_attempts, self._lease_ms, grace_ms, token, _PER_PASS)
+        reply = self._script(
+            self._max_attempts,
+            self._lease_ms,
+            grace_ms,
+            token,
+            _PER_PASS,
+            1000 * PREVIEW_SECONDS,
+            _PREVIEWS_PER_PASS,
+        )
         requeued, put_back, poisoned, late = (
             [item.decode() for item in part] for part in cast(list[list[bytes]], reply)
         )

@@ -9,6 +9,7 @@ from queue import SimpleQueue
 from typing import Any, Final, TypeAlias
 
 import structlog
+from PIL import Image
 from redis.exceptions import RedisError
 
 from koala.events import EventType, JobEvent, publish
@@ -28,6 +29,9 @@ _MOST_PENDING: Final = 32
 _FORMAT: Final = "JPEG"
 _MEDIA_TYPE: Final = "image/jpeg"
 _OPTIONS: Final[dict[str, Any]] = {"quality": 85, "subsampling": 0}
+# All previews of a job together, as files: each gets an equal part, and no less than a thumbnail.
+_MOST_BYTES_PER_JOB: Final = 1024 * 1024
+_LEAST_SIDE: Final = 64
 
 # A job, and what one of its images looks like.
 _Shown: TypeAlias = tuple[Flight, Preview]
@@ -96,6 +100,8 @@ class Showing:
             with worker.connection.pipeline(transaction=False) as pipeline:
                 for flight, event in events:
                     publish(pipeline, worker.keys, flight.id, event, worker.event_ttl)
+                    # The reaper forgets them soon after the job's end.
+                    pipeline.zadd(worker.keys.previews, {flight.id: 0}, nx=True)
                 pipeline.execute()
         except RedisError as error:
             if not is_outage(error):
@@ -145,20 +151,30 @@ class Showing:
 
 
 def _event(flight: Flight, preview: Preview) -> JobEvent:
-    buffer = BytesIO()
-    preview.image.save(buffer, _FORMAT, **_OPTIONS)
-    data = {
+    spec = flight.spec
+    image, data = _encode(preview.image, _MOST_BYTES_PER_JOB // (spec.n * max(1, spec.previews)))
+    fields = {
         "image": preview.key.index,
         "preview": flight.spec.preview_steps.index(preview.step),
         "step": preview.step,
         "steps": flight.spec.num_inference_steps,
         "image_steps": flight.steps,
         "media_type": _MEDIA_TYPE,
-        "width": preview.image.width,
-        "height": preview.image.height,
-        "b64_json": base64.b64encode(buffer.getvalue()).decode(),
+        "width": image.width,
+        "height": image.height,
+        "b64_json": base64.b64encode(data).decode(),
     }
-    return JobEvent(EventType.PREVIEW, data)
+    return JobEvent(EventType.PREVIEW, fields)
+
+
+def _encode(image: Image.Image, most_bytes: int) -> tuple[Image.Image, bytes]:
+    """A preview as a file, made smaller until it has at most ``most_bytes``."""
+    while True:
+        buffer = BytesIO()
+        image.save(buffer, _FORMAT, **_OPTIONS)
+        if buffer.tell() <= most_bytes or max(image.size) <= _LEAST_SIDE:
+            return image, buffer.getvalue()
+        image = image.reduce(2)
 
 
 def _complain(done: Future[None]) -> None:

@@ -1,11 +1,17 @@
 """What a finished job leaves behind, how long, and how much."""
 
+import random
+import string
 import time
 from collections import Counter
 from collections.abc import Callable
 from threading import Event
+from typing import Any
+
+import pytest
 
 from koala.errors import ImageNotFound
+from koala.events import EventType, JobEvent, publish
 from koala.expiry import ExpiringImages
 from koala.store import ImageStore
 from tests.service.fakes import wait_until
@@ -15,6 +21,8 @@ from worker.gallery import Gallery
 
 # Events of every step that was told, the result twice (RQ's and the event), the prompt twice.
 _MOST_BYTES_PER_JOB = 16_384
+# Of two prompts of 4,000 characters that do not compress, as text and in JSON's escapes.
+_MOST_BYTES_OF_LONG_PROMPTS = 36_864
 
 
 def expiry(rig: Rig) -> dict[bytes, float]:
@@ -104,19 +112,93 @@ def test_everything_about_a_finished_job_expires_but_the_lists_that_are_swept(ri
     }
 
 
-def test_a_finished_job_takes_little_memory(rig: Rig) -> None:
-    count = 20
-    for i in range(count):
-        rig.submit(prompt="a koala " * 20, seed=i, num_inference_steps=30, owner="somebody")
+def long_text(alphabet: str) -> str:
+    """As long a prompt as is allowed, of which nothing can be compressed away."""
+    return "".join(random.Random(0).choices(alphabet, k=4000))
+
+
+LATIN = string.ascii_letters + " "
+CHINESE = "".join(map(chr, range(0x4E00, 0x9FA5)))
+KINDS: dict[str, dict[str, Any]] = {
+    "usual": {"prompt": "a koala " * 20, "num_inference_steps": 30, "owner": "somebody"},
+    "long prompts": {"prompt": long_text(LATIN), "negative_prompt": long_text(LATIN[::-1])},
+    "long Chinese prompts": {
+        "prompt": long_text(CHINESE),
+        "negative_prompt": long_text(CHINESE[::-1]),
+    },
+    "ten images": {"n": 10, "num_inference_steps": 150},
+    "previews": {"n": 10, "previews": 20, "num_inference_steps": 150},
+    "webhook": {"webhook_url": "https://example.com/" + "x" * 480, "base_url": "https://a.bc"},
+    "LoRAs": {"lora": [{"name": "x" * 100, "weight": 0.5 + i} for i in range(4)]},
+    "failed": {"prompt": "broken"},
+    "cancelled": {"prompt": "cancelled", "num_inference_steps": 50},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_finished_job_takes_little_memory(rig: Rig, kind: str) -> None:
+    count = 5
+    jobs = [rig.submit(**KINDS[kind] | {"seed": i}) for i in range(count)]
+    for job_id in jobs:
+        if kind == "cancelled":
+            rig.cancel(job_id)
+        if kind == "previews":
+            show_previews(rig, job_id, 64, 4000)
     rig.work()
+    end_of_showing(rig, *jobs)
+    rig.worker()._upkeep.reap()
 
     sizes: Counter[str] = Counter()
     for key in rig.redis.scan_iter("*"):
         name = key.decode().split("job_")[0]
-        sizes[name] += int(rig.redis.memory_usage(key) or 0)
+        sizes[name] += int(rig.redis.memory_usage(key, samples=0) or 0)
 
     per_job = sum(sizes.values()) / count
-    assert per_job < _MOST_BYTES_PER_JOB, sizes
+    most = _MOST_BYTES_OF_LONG_PROMPTS if kind.startswith("long") else _MOST_BYTES_PER_JOB
+    assert per_job < most, sizes
+
+
+def show_previews(rig: Rig, job_id: str, count: int, size: int) -> None:
+    data = {"image": 0, "preview": 0, "steps": 10, "b64_json": "x" * size}
+    with rig.redis.pipeline() as pipeline:
+        for _ in range(count):
+            publish(pipeline, rig.keys, job_id, JobEvent(EventType.PREVIEW, data), 600)
+        pipeline.zadd(rig.keys.previews, {job_id: 0}, nx=True)
+        pipeline.execute()
+
+
+def end_of_showing(rig: Rig, *jobs: str) -> None:
+    """Let it be a minute since what was last told of jobs."""
+    for job_id in jobs:
+        key, entries = rig.keys.events(job_id), rig.redis.xrange(rig.keys.events(job_id))
+        rig.redis.delete(key)
+        for i, (_, fields) in enumerate(entries, start=1):
+            rig.redis.xadd(key, fields, id=f"1-{i}")
+        rig.redis.expire(key, 600)
+    rig.redis.zadd(rig.keys.previews, dict.fromkeys(jobs, 1), xx=True)
+
+
+def test_previews_are_forgotten_a_minute_after_the_end_and_nothing_else(rig: Rig) -> None:
+    ended, running = rig.submit(), rig.submit()
+    rig.work()
+    claimed = rig.submit()
+    for job_id in (ended, running, claimed):
+        show_previews(rig, job_id, 3, 100)
+
+    rig.worker()._upkeep.reap()
+    assert rig.told(ended).count("preview") == 3, "it has just ended"
+
+    before = [event for event in rig.events(ended) if event.type is not EventType.PREVIEW]
+    end_of_showing(rig, ended, claimed)
+    rig.worker()._upkeep.reap()
+
+    left = rig.events(ended)
+    assert [(e.type, e.data) for e in left] == [(e.type, e.data) for e in before]
+    assert 0 < rig.redis.ttl(rig.keys.events(ended)) <= 600
+    assert rig.told(claimed).count("preview") == 3, "it has not ended"
+    assert rig.told(running).count("preview") == 3, "it has just ended"
+    due = [job_id.decode() for job_id in rig.redis.zrange(rig.keys.previews, 0, -1)]
+    assert sorted(due) == sorted([running, claimed])
 
 
 def test_rqs_registry_of_cancelled_jobs_is_cleaned_too(rig: Rig) -> None:

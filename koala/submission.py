@@ -50,6 +50,8 @@ if owner_limit > 0 and redis.call('SCARD', waiting) >= owner_limit then
   if own >= owner_limit then return {'owner_full', own} end
 end
 
+-- A server without memory refuses a script's first write, if that takes memory, and none behind it.
+redis.call('SADD', 'rq:queues', pending)
 if queued == 0 then redis.call('DEL', fairness) end
 local last = 'last:' .. class .. ':' .. owner
 local tag = math.max(virtual_time(class), number(redis.call('HGET', fairness, last)))
@@ -66,7 +68,6 @@ if owner ~= '' then
   redis.call('ZADD', own_index, created, id)
   redis.call('EXPIRE', own_index, %(index_ttl)d)
 end
-redis.call('SADD', 'rq:queues', pending)
 if idempotency ~= '' then
   redis.call('HSET', idempotency, 'job', id, 'body', digest)
   redis.call('EXPIRE', idempotency, %(seconds)d)

@@ -70,6 +70,8 @@ end
 # Returns {ids that are no longer the caller's, ids that somebody wants cancelled}.
 _RENEW: Final = """
 local lost, unwanted = {}, {}
+-- Leases are kept where no memory is left, too: only a first write that takes some is refused.
+redis.call('ZREM', leases, '')
 for i = 3, #ARGV, 2 do
   local job = held(ARGV[i], 'status', TOKEN, CANCEL)
   if job[1] == 'started' and job[2] == ARGV[i + 1] then

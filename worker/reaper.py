@@ -29,6 +29,10 @@ local grace, token, per_pass = tonumber(ARGV[4]), ARGV[5], tonumber(ARGV[6])
 local shown_for, previews_per_pass = tonumber(ARGV[7]), tonumber(ARGV[8])
 local requeued, put_back, poisoned, late = {}, {}, {}, {}
 
+-- RQ's own clean-up passes this registry over. Also the first write: with one that takes memory, a
+-- server that has none left would refuse the script, and so to free memory.
+redis.call('ZREMRANGEBYSCORE', cancelled, 0, time[1])
+
 local function take_over(id)
   heal(id)
   redis.call('HSET', job_key(id), 'status', 'started', TOKEN, token)
@@ -128,10 +132,8 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', previews, 0, now, 'LIMIT', 0, pr
   elseif now < told_at + shown_for then
     redis.call('ZADD', previews, told_at + shown_for, id)
   else
-    -- First, what a server without memory refuses: it must not stop between the other two.
-    redis.call('ZADD', previews, now + shown_for, id)
-    forget_previews(id)
     redis.call('ZREM', previews, id)
+    forget_previews(id)
   end
 end
 return {requeued, put_back, poisoned, late}

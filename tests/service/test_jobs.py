@@ -171,3 +171,21 @@ def test_a_completed_job_whose_files_are_gone_is_shown_with_the_reason(
     assert again.status_code == 404
     assert again.headers["x-koala-job-id"] == job_id
     assert job_id in again.json()["error"]["message"]
+
+
+def test_a_queue_whose_memory_is_full_refuses_requests_in_words_and_shows_jobs(
+    served: Served, worker: FakeWorker
+) -> None:
+    job_id = submit(served)
+    worker.redis.config_set("maxmemory", 1)
+    try:
+        refused = served.http.post(GENERATIONS, json={"prompt": "a koala"})
+        shown = job(served, job_id)
+    finally:
+        worker.redis.config_set("maxmemory", 0)
+
+    assert refused.status_code == 503
+    assert refused.json()["error"]["code"] == "queue_out_of_memory"
+    assert refused.headers["Retry-After"] == "30"
+    assert shown["status"] == "queued"
+    assert submit(served)

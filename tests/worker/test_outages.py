@@ -272,6 +272,33 @@ def test_jobs_in_flight_outlast_a_server_that_refuses_writes(
     assert (rig.record(job_id).state, rig.record(job_id).attempts) == ("completed", 0)
 
 
+def test_jobs_in_flight_outlast_a_server_whose_memory_is_full(
+    rig: Rig, read_only: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.herald.PACE_SECONDS", 0.0)
+
+    def hook(step: int) -> None:
+        if step == 2:
+            read_only.config_set("maxmemory", 1)
+        if step == 6:
+            assert worker.link.is_down
+            with pytest.raises(redis.exceptions.OutOfMemoryError):
+                rig.submit()
+            # The memory is full at the end, too: others' jobs expire later.
+            threading.Timer(0.5, read_only.config_set, ("maxmemory", 0)).start()
+
+    rig.engine.before_step = hook
+    job_id = rig.submit(num_inference_steps=8)
+    worker = rig.worker()
+    try:
+        worker.work(burst=True)
+    finally:
+        read_only.config_set("maxmemory", 0)
+
+    assert (rig.record(job_id).state, rig.record(job_id).attempts) == ("completed", 0)
+    assert rig.leftovers() == []
+
+
 def test_an_end_is_written_down_once_the_server_takes_writes_again(
     rig: Rig, read_only: redis.Redis
 ) -> None:

@@ -10,7 +10,7 @@ from redis.exceptions import RedisError, WatchError
 from rq.exceptions import DeserializationError
 from rq.executions import Execution, ExecutionRegistry
 from rq.job import JobStatus
-from rq.utils import as_text, utcformat
+from rq.utils import utcformat
 from rq.worker import WorkerStatus
 
 from koala.events import EventType, JobEvent, publish
@@ -18,7 +18,7 @@ from koala.keys import GENERATE
 from koala.scripts import TOKEN
 from koala.settings import Settings
 from koala.spec import JobSpec, unknown_fields
-from worker.fencing import FencedJob, FencedWorker
+from worker.fencing import FencedJob, FencedWorker, plain
 from worker.flight import Flight
 from worker.leases import Leases
 from worker.strays import Strays
@@ -119,7 +119,7 @@ class Admission:
                 for _ in range(_CLAIM_TRIES):
                     pipeline.watch(job.key)  # type: ignore[no-untyped-call]
                     held = cast(list[bytes | None], pipeline.hmget(job.key, "status", TOKEN))
-                    status, token = (as_text(value) if value else None for value in held)
+                    status, token = (plain(value) if value else None for value in held)
                     if claim is not None and token == claim.id:
                         # Only the answer to our claim got lost.
                         return self._hold(job, claim)

@@ -14,7 +14,6 @@ from rq.executions import Execution
 from rq.job import Job, JobStatus
 from rq.queue import Queue
 from rq.serializers import JSONSerializer
-from rq.utils import as_text
 from rq.worker import SimpleWorker
 
 from koala.clock import RedisClock
@@ -154,6 +153,11 @@ class FencedQueue(Queue):
             return None
 
 
+def plain(value: bytes) -> str:
+    """A field of a job's hash as text, which others may have made anything of."""
+    return value.decode(errors="replace")
+
+
 def check_fence(job: FencedJob, pipeline: Pipeline) -> None:
     """Make the transaction that follows on ``pipeline`` fail unless ``job`` is still ours.
 
@@ -163,7 +167,7 @@ def check_fence(job: FencedJob, pipeline: Pipeline) -> None:
     """
     pipeline.watch(job.key)  # type: ignore[no-untyped-call]
     held = cast(list[bytes | None], pipeline.hmget(job.key, "status", TOKEN))
-    status, token = (as_text(value) if value else None for value in held)
+    status, token = (plain(value) if value else None for value in held)
     if token != job.token:
         raise LeaseLost(job.id)
     if status != JobStatus.STARTED:

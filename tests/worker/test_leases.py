@@ -402,7 +402,7 @@ def test_a_job_claimed_by_another_at_the_same_moment_is_let_go(
         rig.redis.hset(job.key, "worker_name", "somebody else")
         return "started"
 
-    monkeypatch.setattr("worker.admission.as_text", meanwhile)
+    monkeypatch.setattr("worker.admission.plain", meanwhile)
     assert admission(rig, worker).claim(job) is None
     assert rig.redis.lrange(rig.keys.intermediate, 0, -1) == []
     assert rig.record(job_id).state == "queued"

@@ -29,9 +29,11 @@ local grace, token, per_pass = tonumber(ARGV[4]), ARGV[5], tonumber(ARGV[6])
 local shown_for, previews_per_pass = tonumber(ARGV[7]), tonumber(ARGV[8])
 local requeued, put_back, poisoned, late = {}, {}, {}, {}
 
--- RQ's own clean-up passes this registry over. Also the first write: with one that takes memory, a
--- server that has none left would refuse the script, and so to free memory.
-redis.call('ZREMRANGEBYSCORE', cancelled, 0, time[1])
+-- RQ's own clean-up goes by the clock of the machine that it runs on. Also the first write: with
+-- one that takes memory, a server that has none left would refuse the script, and to free memory.
+for _, registry in ipairs({finished, failed, cancelled}) do
+  redis.call('ZREMRANGEBYSCORE', registry, 0, time[1])
+end
 
 local function take_over(id)
   heal(id)
@@ -99,10 +101,6 @@ end
 
 for _, id in ipairs(redis.call('ZRANGE', index, 0, per_pass - 1)) do
   if redis.call('EXISTS', job_key(id)) == 0 then redis.call('ZREM', index, id) end
-end
--- RQ's own clean-up goes by the clock of the machine that it runs on.
-for _, registry in ipairs({finished, failed, cancelled}) do
-  redis.call('ZREMRANGEBYSCORE', registry, 0, time[1])
 end
 for _, entry in ipairs(redis.call('ZRANGE', started, 0, per_pass - 1)) do
   local id, held_by = string.match(entry, '^(.*):(.-)$')

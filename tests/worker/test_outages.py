@@ -174,7 +174,7 @@ def test_a_refusal_that_cannot_be_written_down_is_left_to_the_next_worker(
         real(job, *args)  # type: ignore[arg-type]
 
     monkeypatch.setattr(worker, "fail", fail)
-    boarding = Boarding(Link("test"), admission, landing, strays)
+    boarding = Boarding(Link("test"), admission, landing, strays, worker._unsupported)
 
     assert boarding.take(pop(rig, worker), is_alone=True) is None
     frozen.thaw()

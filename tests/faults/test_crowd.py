@@ -30,7 +30,7 @@ async def crowd(service: Parts) -> tuple[list[httpx.Response], float]:
     assert service.gateway is not None
     limits = httpx.Limits(max_connections=CLIENTS)
     body = {"prompt": "a koala", "num_inference_steps": 1, "guidance_scale": 1}
-    async with httpx.AsyncClient(timeout=240, limits=limits, trust_env=False) as http:
+    async with httpx.AsyncClient(timeout=500, limits=limits, trust_env=False) as http:
         tasks = [
             asyncio.create_task(http.post(service.generations, json=body)) for _ in range(CLIENTS)
         ]

@@ -85,10 +85,13 @@ class EmbeddedServer(Part):
         """Why the running server is of no use: its socket or its directory was deleted."""
         if time.monotonic() - self.started_at < _START_SECONDS:
             return None
-        if not self._settings.embedded_socket.is_socket():
-            return f"its socket {self._settings.embedded_socket} was deleted"
-        if not _is_locked_by(self._settings, self._lock):
-            return f"its folder {self._settings.data_dir.resolve()} was deleted or replaced"
+        try:
+            if not self._settings.embedded_socket.is_socket():
+                return f"its socket {self._settings.embedded_socket} was deleted"
+            if not _is_locked_by(self._settings, self._lock):
+                return f"its folder {self._settings.data_dir.resolve()} was deleted or replaced"
+        except OSError as error:
+            return f"its folder cannot be looked at: {error}"
         return None
 
     def last_words(self) -> str | None:
@@ -286,7 +289,7 @@ def _is_locked_by(settings: Settings, lock: BinaryIO) -> bool:
     """Whether the lock file that is found today is the one that is open."""
     try:
         return os.path.samestat(os.fstat(lock.fileno()), _lock_path(settings).lstat())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
 
 

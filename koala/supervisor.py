@@ -22,6 +22,8 @@ _KILL_MARGIN = 1.0
 # What those get that stop last.
 _LAST_SECONDS = 1.5
 _PR_SET_PDEATHSIG = 1
+# What it raises if a process cannot be started; the second one comes from `_die_with_parent`.
+_NO_PROCESS = (OSError, subprocess.SubprocessError)
 
 
 class PartFailed(Exception):
@@ -104,8 +106,15 @@ class Supervisor:
         self._stopping = False
 
     def add(self, part: Part) -> None:
-        """Start a part and keep it running from now on."""
-        part.start()
+        """Start a part and keep it running from now on.
+
+        Raises:
+            PartFailed: The system cannot start it.
+        """
+        try:
+            part.start()
+        except _NO_PROCESS as error:
+            raise PartFailed(f"The {part.name} could not start: {error}.") from None
         self._parts.append(part)
 
     def request_stop(self) -> None:
@@ -156,8 +165,7 @@ class Supervisor:
             if part.restart_at is None:
                 if now - part.started_at > _HEALTHY_SECONDS:
                     part.backoff = _FIRST_BACKOFF
-                part.restart_at = now + part.backoff
-                part.backoff = min(2 * part.backoff, _LONGEST_BACKOFF)
+                self._put_off(part, now)
                 code = part.process.returncode if part.process else None
                 said = {} if (words := part.last_words()) is None else {"said": words}
                 log.error(
@@ -165,7 +173,20 @@ class Supervisor:
                 )
             elif now >= part.restart_at:
                 part.restarts += 1
-                part.start()
+                try:
+                    part.start()
+                except _NO_PROCESS as error:
+                    # Out of processes or memory, say: the other parts go on meanwhile.
+                    self._put_off(part, now)
+                    log.error(
+                        "a part cannot be started and is tried again",
+                        part=part.name,
+                        error=str(error),
+                    )
+
+    def _put_off(self, part: Part, now: float) -> None:
+        part.restart_at = now + part.backoff
+        part.backoff = min(2 * part.backoff, _LONGEST_BACKOFF)
 
     def _end(self, parts: list[Part], deadline: float) -> None:
         for part in parts:

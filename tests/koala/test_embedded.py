@@ -192,6 +192,17 @@ def test_a_folder_that_another_server_took_meanwhile_ends_the_first_in_words(
         assert ended(other) == 0
 
 
+def test_a_folder_that_a_file_took_the_place_of_ends_the_server_in_words(
+    supervisor: Supervisor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started(supervisor, Settings(data_dir=tmp_path / "data"))
+    (tmp_path / "data").rename(tmp_path / "gone")
+    (tmp_path / "data").touch()
+    monkeypatch.setattr(embedded, "_START_SECONDS", 0.0)
+    with pytest.raises(EmbeddedServerError, match="Cannot lock the data folder"):
+        supervisor.run()
+
+
 def append_only_folder(settings: Settings) -> Path:
     return settings.data_dir / "valkey" / "appendonlydir"
 

@@ -1,4 +1,5 @@
 import os
+import shutil
 import signal
 import sys
 import time
@@ -62,6 +63,29 @@ def test_a_part_that_was_stopped_in_order_while_others_start_is_started_again(
     stopped = part("gateway", "raise SystemExit(0)")
     supervisor.add(stopped)
     assert supervisor.wait_for(lambda: stopped.restarts == 1)
+
+
+def test_a_part_that_the_system_cannot_start_is_told_of(supervisor: Supervisor) -> None:
+    with pytest.raises(PartFailed, match=r"The gateway could not start: .*/missing"):
+        supervisor.add(Part("gateway", ["/missing"], {}))
+
+
+def test_a_part_that_the_system_cannot_start_again_is_tried_until_it_can(
+    supervisor: Supervisor, tmp_path: Path
+) -> None:
+    program = tmp_path / "sleep"
+    shutil.copy("/bin/sleep", program)
+    other = part("other", SLEEP)
+    sleeper = Part("sleeper", [str(program), "60"], {})
+    for each in (other, sleeper):
+        supervisor.add(each)
+    assert sleeper.process is not None
+    program.rename(tmp_path / "away")
+    sleeper.process.kill()
+    assert supervisor.wait_for(lambda: sleeper.restarts == 1)
+    assert other.is_running
+    (tmp_path / "away").rename(program)
+    assert supervisor.wait_for(lambda: sleeper.is_running)
 
 
 def test_what_a_part_failed_with_is_told_as_far_as_it_is_known(supervisor: Supervisor) -> None:

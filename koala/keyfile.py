@@ -61,11 +61,11 @@ def remove_key(path: Path, name: str) -> None:
 
 @contextmanager
 def _changing(path: Path) -> Iterator[list[ApiKey]]:
-    # A link stays a link.
-    path = path.resolve()
+    # A link stays a link; unlike pathlib's, this leaves one that leads to itself to be refused.
+    path = Path(os.path.realpath(path))
     try:
         with _locked(path.parent):
-            keys = list(read_keys(path)) if path.exists() else []
+            keys = list(read_keys(path)) if os.path.lexists(path) else []
             yield keys
             _replace(path, KeyFile(keys=tuple(keys)))
     except OSError as error:

@@ -18,6 +18,7 @@ from koala.rates import parse_rate_limit
 # A Unix socket's address holds 108 bytes on Linux, 104 on macOS.
 _LONGEST_SOCKET_PATH = 100
 _HOST = re.compile(r"(\*\.)?[\w-]+(\.[\w-]+)*", re.ASCII)
+_DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,3})?", re.ASCII)
 _ORIGIN = re.compile(r"https?://[^/\s?#@]+")
 
 
@@ -282,6 +283,22 @@ class Settings(BaseSettings):
     def _api_keys_are_well_formed(cls, value: SecretStr | None) -> SecretStr | None:
         if value is not None:
             parse_keys(value.get_secret_value())
+        return value
+
+    @field_validator("data_dir")
+    @classmethod
+    def _data_dir_leads_somewhere(cls, value: Path) -> Path:
+        try:
+            value.resolve()
+        except (RuntimeError, OSError):
+            raise ValueError("it is a link that leads to itself") from None
+        return value
+
+    @field_validator("device")
+    @classmethod
+    def _device_is_one(cls, value: str) -> str:
+        if not _DEVICE.fullmatch(value):
+            raise ValueError(f"{value[:80]!r} is not a device: use auto, cpu, cuda or cuda:N")
         return value
 
     @field_validator("rate_limit")

@@ -243,6 +243,14 @@ def test_a_file_that_is_not_there_says_how_to_make_it(tmp_path: Path) -> None:
         read_keys(tmp_path / "none.json")
 
 
+def test_a_link_that_leads_to_itself_is_refused_by_name(tmp_path: Path) -> None:
+    link = tmp_path / "loop.json"
+    link.symlink_to(link)
+    with pytest.raises(KeyFileError, match=r"loop\.json: Too many levels of symbolic links"):
+        add_key(link, key("alice"))
+    assert link.is_symlink()
+
+
 def test_a_link_to_the_file_stays_a_link(tmp_path: Path) -> None:
     link, file = tmp_path / "link.json", tmp_path / "keys.json"
     link.symlink_to(file)

@@ -36,6 +36,8 @@ def test_the_readme_table_names_every_setting_with_its_default_and_description()
         ("KOALA_ALLOWED_HOSTS", "a.*.example"),
         ("KOALA_ALLOWED_HOSTS", "koala.example,"),
         ("KOALA_DTYPE", "int8"),
+        ("KOALA_DEVICE", "gpu"),
+        ("KOALA_DEVICE", "cuda:"),
         ("KOALA_CHANNELS_LAST", "perhaps"),
         ("KOALA_FUSE_QKV", "perhaps"),
         ("KOALA_COMPILE", "perhaps"),
@@ -48,6 +50,15 @@ def test_a_malformed_value_is_refused_by_name(
     with pytest.raises(ValidationError) as caught:
         Settings()
     assert caught.value.errors()[0]["loc"] == (name.removeprefix("KOALA_").lower(),)
+
+
+def test_a_data_folder_that_is_a_link_to_itself_is_refused_by_name(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    monkeypatch.setenv("KOALA_DATA_DIR", str(tmp_path / "loop"))
+    with pytest.raises(ValidationError, match="data_dir\n.*leads to itself"):
+        Settings()
 
 
 def test_a_lease_shorter_than_two_heartbeats_is_refused() -> None:

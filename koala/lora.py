@@ -107,6 +107,14 @@ class LoraFile:
         return header
 
 
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_file()
+    except OSError:
+        # Such as a link that leads to itself; `find` says what is wrong with it.
+        return False
+
+
 def stamp_of(name: str, status: os.stat_result) -> str:
     """What tells a file from the one that takes its place, and from itself written anew."""
     return f"{name}:{status.st_ino}:{status.st_size}:{status.st_mtime_ns}"
@@ -144,7 +152,7 @@ class LoraFolder:
             return []
         try:
             with os.scandir(self._path) as entries:
-                found = [Path(entry.name) for entry in entries if entry.is_file()]
+                found = [Path(entry.name) for entry in entries if _is_file(entry)]
         except OSError as error:
             log.warning("the folder of LoRAs cannot be listed", error=str(error))
             return []

@@ -32,6 +32,14 @@ def test_files_that_can_be_named_are_offered(folder: Path) -> None:
     assert loras.find("watercolour").path == folder / "watercolour.safetensors"
 
 
+def test_a_link_that_leads_to_itself_hides_no_other_file(folder: Path) -> None:
+    offered = LoraFolder(folder).names()
+    (folder / "loop.safetensors").symlink_to("loop.safetensors")
+    assert LoraFolder(folder).names() == offered != []
+    with pytest.raises(LoraError, match="The LoRA 'loop' cannot be used: Too many levels"):
+        LoraFolder(folder).find("loop")
+
+
 def test_what_comes_and_goes_is_noticed(folder: Path) -> None:
     loras = LoraFolder(folder)
     (folder / "new.safetensors").touch()

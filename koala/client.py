@@ -2,11 +2,12 @@
 
 import uuid
 from collections.abc import AsyncIterator, Mapping
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import httpx
 from httpx_sse import SSEError, aconnect_sse
 
+from koala import answers
 from koala.patience import Patience, ServerError
 
 _TIMEOUT_SECONDS: Final = 30.0
@@ -15,6 +16,12 @@ _SILENCE_SECONDS: Final = 45.0
 # What a proxy answers while the gateway behind it restarts, and a gateway without its queue.
 _AWAY: Final = frozenset({502, 503, 504})
 _ENDS: Final = frozenset({"completed", "failed", "cancelled"})
+_LAST_PORT: Final = 65_535
+# A server may name any number of seconds; somebody who waits longer asks again.
+_LONGEST_RETRY_AFTER: Final = 3600.0
+
+
+_Kind = TypeVar("_Kind", bound=answers.Answer)
 
 
 class Busy(ServerError):
@@ -34,13 +41,27 @@ class Refused(ServerError):
     """The server will not do this; another request may fare better."""
 
 
+def url_problem(url: str) -> str | None:
+    """Why no request can be sent to ``url``; ``None``: one can."""
+    try:
+        parsed = httpx.URL(url)
+    except httpx.InvalidURL as error:
+        return str(error)
+    if parsed.scheme not in ("http", "https") or not parsed.host:
+        return "it does not begin with http:// or https:// and a host"
+    if parsed.port is not None and parsed.port > _LAST_PORT:
+        return f"there is no port {parsed.port}"
+    return None
+
+
 class Client:
     """Talks to one gateway, from one event loop.
 
     Once a gateway has answered, a connection that is lost is made again for half a minute.
 
     Args:
-        base_url: Where the gateway is, e.g. ``http://127.0.0.1:8000``.
+        base_url: Where the gateway is, e.g. ``http://127.0.0.1:8000``; one without a
+            ``url_problem``.
         api_key: What it knows us by, where it asks.
     """
 
@@ -74,8 +95,7 @@ class Client:
         response = await self._request(
             "POST", "/v1/images/generations", json=dict(request), headers=headers
         )
-        job_id: str = response.json()["id"]
-        return job_id
+        return self._read(answers.Admitted, response.content).id
 
     async def follow(self, job_id: str) -> AsyncIterator[dict[str, Any]]:
         """A job's events as the server tells them, up to and with its end.
@@ -97,7 +117,7 @@ class Client:
                     headers={"Last-Event-ID": last_id} if last_id else {},
                     timeout=httpx.Timeout(_TIMEOUT_SECONDS, read=_SILENCE_SECONDS),
                 ) as source:
-                    if source.response.is_error:
+                    if not source.response.is_success:
                         await source.response.aread()
                         self._check(source.response)
                     async for event in source.aiter_sse():
@@ -105,6 +125,7 @@ class Client:
                         last_id = event.id or last_id
                         if not event.data or event.event == "shutdown":
                             continue
+                        self._read(answers.Event, event.data)
                         yield event.json()
                         if event.event in _ENDS:
                             return
@@ -122,8 +143,7 @@ class Client:
             ServerError: Nobody answers, or the job is not ours to cancel.
         """
         response = await self._request("POST", f"/v1/jobs/{job_id}/cancel")
-        status: str = response.json()["status"]
-        return status
+        return self._read(answers.Status, response.content).status
 
     async def fetch(self, url: str) -> bytes:
         """The bytes of an image.
@@ -131,6 +151,9 @@ class Client:
         Raises:
             ServerError: The image is gone, or nobody answers.
         """
+        problem = None if url.startswith("/") else url_problem(url)
+        if problem is not None:
+            raise ServerError(f"{self._base_url} names an image that cannot be fetched: {problem}.")
         return (await self._request("GET", url)).content
 
     def job_url(self, job_id: str) -> str:
@@ -163,18 +186,26 @@ class Client:
                 return response
             await patience.wait(reason)
 
+    def _read(self, kind: type[_Kind], text: bytes | str) -> _Kind:
+        try:
+            return answers.read(kind, text)
+        except answers.AnswerError as error:
+            raise ServerError(
+                f"{self._base_url} answers other than a gateway of koala does: {error}."
+            ) from None
+
     def _patience(self, consolation: str = "") -> Patience:
         return Patience(self._base_url, consolation)
 
     def _check(self, response: httpx.Response) -> None:
-        if not response.is_error:
+        if response.is_success:
             return
         message = _message(response)
         may_retry = response.headers.get("x-should-retry") != "false"
         retry_after = response.headers.get("Retry-After", "")
         match response.status_code:
             case httpx.codes.TOO_MANY_REQUESTS if may_retry and retry_after.isdecimal():
-                raise Busy(message, float(retry_after))
+                raise Busy(message, min(float(retry_after), _LONGEST_RETRY_AFTER))
             case status if status in _AWAY and may_retry:
                 raise _Away(message)
             case httpx.codes.UNAUTHORIZED | httpx.codes.FORBIDDEN:
@@ -203,8 +234,10 @@ class _Away(Exception):
 def _message(response: httpx.Response) -> str:
     try:
         return str(response.json()["error"]["message"])
-    except (ValueError, KeyError, TypeError):
-        return f"{response.request.url} answered {response.status_code}."
+    except (ValueError, KeyError, TypeError, RecursionError):
+        there = response.headers.get("Location")
+        where = "" if there is None else f" and refers to {there}"
+        return f"{response.request.url} answered {response.status_code}{where}."
 
 
 def _in_words(error: Exception) -> str:

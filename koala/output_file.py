@@ -35,9 +35,10 @@ def replace(path: Path, data: bytes) -> None:
     Raises:
         OSError: It cannot be written; what was there still is.
     """
-    # A link stays a link.
-    path = path.resolve()
-    temporary = path.with_name(f".{path.name}.{uuid4().hex[:8]}")
+    # A link stays a link; unlike pathlib's, this takes one that leads to itself for a file.
+    path = Path(os.path.realpath(path))
+    # Of its own length: the name may be as long as the file system allows.
+    temporary = path.with_name(f".koala-{uuid4().hex[:8]}")
     try:
         temporary.write_bytes(data)
         os.replace(temporary, path)

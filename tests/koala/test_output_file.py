@@ -74,3 +74,13 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         with pytest.raises(OSError, match=r"\[Errno") as refusal:
             output_file.check(path)
         assert refusal.value.filename in (str(path), str(path.parent))
+
+
+def test_the_longest_names_and_links_to_themselves_are_written(tmp_path: Path) -> None:
+    longest = tmp_path / f"{'a' * 251}.png"
+    assert output_file.write_new([longest], b"whole") == longest
+    assert longest.read_bytes() == b"whole"
+    loop = tmp_path / "loop.png"
+    loop.symlink_to("loop.png")
+    output_file.replace(loop, b"whole")
+    assert loop.read_bytes() == b"whole"

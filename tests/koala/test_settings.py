@@ -57,7 +57,7 @@ def test_a_data_folder_that_is_a_link_to_itself_is_refused_by_name(
 ) -> None:
     (tmp_path / "loop").symlink_to("loop")
     monkeypatch.setenv("KOALA_DATA_DIR", str(tmp_path / "loop"))
-    with pytest.raises(ValidationError, match="data_dir\n.*leads to itself"):
+    with pytest.raises(ValidationError, match="leads to itself"):
         Settings()
 
 

@@ -8,14 +8,20 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 import pytest
+from rich.console import Console
+from typer.testing import CliRunner
 
 from koala import patience
-from koala.client import Client
+from koala.cli import app
+from koala.client import Busy, Client
+from koala.commands.generate.pieces import Piece
+from koala.commands.generate.run import run
 from koala.patience import ServerError
 from koala.settings import Settings
 from tests.proxy import Proxy, between
@@ -207,7 +213,7 @@ def hostile() -> Iterator[str]:
             if not self.path.endswith("/events"):
                 self.answer(200, {})
                 return
-            data = [{"url": "/v1/image", "seed": HOSTILE}]
+            data = [{"url": "/v1/image", "seed": 7}]
             result = {"warnings": [HOSTILE], "data": data}
             job = {"status": "completed", "error": None, "result": result}
             event = {"type": "completed", "job": job}
@@ -254,7 +260,156 @@ def test_what_a_server_says_gives_the_terminal_no_orders(
             rf"koala: 01 a \x1b[31m koala: {shown}",
             rf"koala: 02 a \x1b[31m banana: {shown}",
         }
-        assert done.stdout.splitlines()[0] == f"01-a-31m-koala.png  seed {shown}"
+        assert done.stdout.splitlines()[0] == "01-a-31m-koala.png  seed 7"
+
+
+@contextmanager
+def answering(
+    admitted: bytes, told: bytes = b"", *, status: int = 202, headers: Mapping[str, str] = {}
+) -> Iterator[str]:
+    """Address of a program that answers each POST with `admitted`, each GET with `told`."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.answer(status, admitted)
+
+        def do_GET(self) -> None:
+            self.answer(200, told)
+
+        def log_message(self, *_: object) -> None:
+            """Keep quiet."""
+
+        def answer(self, status: int, body: bytes) -> None:
+            self.send_response(status)
+            self.send_header("Content-Type", "text/event-stream")
+            for name, value in headers.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(body)
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join(10)
+
+
+def told(kind: str, **data: object) -> bytes:
+    return f"event: {kind}\ndata: {json.dumps({'type': kind, **data})}\n\n".encode()
+
+
+def ended(result: object, **job: object) -> bytes:
+    return told("completed", job={"status": "completed", "error": None, "result": result} | job)
+
+
+def drawn(*data: object) -> bytes:
+    return ended({"warnings": [], "data": data})
+
+
+ADMITTED = b'{"id": "job_1"}'
+
+
+@pytest.mark.parametrize(
+    ("admitted", "events", "says"),
+    [
+        (b"<html>", b"", "Invalid JSON"),
+        (b"[" * 100_000, b"", "Invalid JSON"),
+        (b"[]", b"", "Input should be an object"),
+        (b"{}", b"", "id: Field required"),
+        (b'{"id": 5}', b"", "id: Input should be a valid string"),
+        (b'{"id": "../a"}', b"", "id: String should match"),
+        (b'{"id": "a\\nb"}', b"", "id: String should match"),
+        (ADMITTED, b"event: step\ndata: steps\n\n", "Invalid JSON"),
+        (ADMITTED, b"event: step\ndata: {}\n\n", "type: Field required"),
+        (ADMITTED, told("step", step=1, steps="many"), "steps: Input should be a valid number"),
+        (ADMITTED, told("step", step=1, steps=float("nan")), "steps: Input should be a finite"),
+        (ADMITTED, told("step", step=1), "steps is missing"),
+        (ADMITTED, told("queued", eta_seconds="soon"), "eta_seconds: Input should be"),
+        (ADMITTED, told("position", position="first"), "position: Input should be"),
+        (ADMITTED, told("completed"), "job is missing"),
+        (ADMITTED, told("failed", job={"status": "failed", "error": "e"}), "job.error: "),
+        (ADMITTED, told("failed"), "error is missing"),
+        (ADMITTED, ended(None), "job: the job is completed and has no result"),
+        (ADMITTED, ended({"warnings": None, "data": []}), "job.result.warnings: "),
+        (ADMITTED, ended({"warnings": [], "data": None}), "job.result.data: "),
+        (ADMITTED, drawn({"seed": 1}), "job.result.data.0.url: Field required"),
+        (ADMITTED, drawn({"url": "/a", "seed": "1"}), "job.result.data.0.seed: "),
+        (ADMITTED, drawn({"url": "http://[::/a", "seed": 1}), "names an image that cannot be"),
+        (ADMITTED, drawn({"url": "file:///a", "seed": 1}), "names an image that cannot be"),
+        (ADMITTED, drawn({"url": "http://a:99999/", "seed": 1}), "there is no port 99999"),
+    ],
+)
+def test_an_answer_that_no_gateway_gives_is_one_line_that_names_the_field(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    admitted: bytes,
+    events: bytes,
+    says: str,
+) -> None:
+    with answering(admitted, events) as url:
+        assert draw(url, tmp_path / "a.png") == 1
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("koala: http://127.0.0.1:")
+    assert says in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def draw(url: str, path: Path) -> int:
+    """Exit code of a run in this process."""
+    piece = Piece("a koala", {"prompt": "a koala"}, path)
+    return run([piece], url, None, Console(), preview=False, as_json=False)
+
+
+def test_a_redirect_is_told_with_where_it_leads(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with answering(b"", status=308, headers={"Location": "https://koala.example/"}) as url:
+        assert draw(url, tmp_path / "a.png") == 1
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.endswith("answered 308 and refers to https://koala.example/.")
+
+
+@pytest.mark.parametrize("seconds", ["9" * 400, "86400"])
+def test_a_server_that_is_busy_for_long_is_asked_again_within_an_hour(seconds: str) -> None:
+    async def enqueue(url: str) -> None:
+        async with Client(url) as client:
+            await client.enqueue({"prompt": "a koala"})
+
+    with (
+        answering(b"{}", status=429, headers={"Retry-After": seconds}) as url,
+        pytest.raises(Busy) as busy,
+    ):
+        asyncio.run(enqueue(url))
+    assert busy.value.retry_after == 3600
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--url", "127.0.0.1:8000"], "--url: 127.0.0.1:8000: it does not begin with http://"),
+        (["--url", "http://[::"], "--url: http://[::: Invalid port"),
+        (["--url", "http://127.0.0.1:99999"], "there is no port 99999"),
+        (["--api-key", "secret\n"], "--api-key: it has characters that no key has"),
+        (["--guidance", "nan"], "guidance_scale: nan is no number."),
+        (["--lora", "style:inf"], "--lora: style:inf: the weight 'inf' is no number."),
+        (["--negative", "\udcff"], "negative_prompt: it is not text in UTF-8."),
+        (["--n", "1000000000"], "koala.png exists: "),
+        (["-o", "a" * 300 + ".png"], "File name too long"),
+    ],
+)
+def test_an_argument_that_cannot_be_meant_is_one_line_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], says: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    # It leads to itself, and is there.
+    Path("koala.png").symlink_to("koala.png")
+    named = ["-o", "koala.png"] if "--n" in options else []
+    done = CliRunner().invoke(app, ["generate", "a koala", *named, *options])
+    assert done.exit_code == 1
+    [line] = done.stderr.splitlines()
+    assert says in line
 
 
 def finished(process: subprocess.Popen[str]) -> tuple[int, list[str], list[str]]:

@@ -93,7 +93,7 @@ class Drawing:
         async for end in client.follow(self.job_id):
             self.watch(end)
         # A job that expired meanwhile has an error of its own.
-        job = end.get("job", {"status": "failed", "error": end.get("error")})
+        job = end.get("job") or {"status": "failed", "error": end["error"]}
         if job["status"] != "completed":
             reason = job["error"]["message"] if job["error"] else f"it was {job['status']}."
             raise DrawingFailed(f"Job {self.job_id} gave no image: {reason}")

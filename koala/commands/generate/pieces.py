@@ -1,6 +1,9 @@
 """What there is to draw: a prompt or a file of them, and the files that the images go into."""
 
 import itertools
+import json
+import math
+import os
 import re
 import sys
 from collections.abc import Iterable, Iterator
@@ -11,6 +14,8 @@ from typing import Any, Final
 from koala import output_file
 from koala.printable import printable
 
+# Files that are looked for before the request is sent; no server draws so many images of one.
+_MOST_LOOKED_AT: Final = 100
 _FORMATS: Final = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
 
 
@@ -70,9 +75,11 @@ def collect(
         raise UsageError("Give a prompt, or a file of them with --batch.")
     else:
         pieces = [_single(prompt, request, output)]
-        if output is not None and not force:
-            _refuse_existing(pieces[0])
+    for piece in pieces:
+        _refuse_unsendable(piece.request)
     try:
+        if batch is None and output is not None and not force:
+            _refuse_existing(pieces[0])
         output_file.check(pieces[0].path)
     except OSError as error:
         raise UsageError(f"--output: {error.filename}: {error.strerror}") from None
@@ -81,11 +88,22 @@ def collect(
 
 def _refuse_existing(piece: Piece) -> None:
     count = piece.request.get("n", 1)
-    for path in itertools.islice(piece.paths(), max(1, count)):
-        if path.exists():
+    for path in itertools.islice(piece.paths(), min(max(1, count), _MOST_LOOKED_AT)):
+        # A link that leads nowhere is there too.
+        if os.path.lexists(path):
             raise UsageError(
                 f"--output: {path} exists: name another file, or give --force to write over it."
             )
+
+
+def _refuse_unsendable(request: dict[str, Any]) -> None:
+    for name, value in request.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UsageError(f"{name}: {value} is no number.")
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise UsageError(f"{name}: it is not text in UTF-8.") from None
 
 
 def parse_lora(text: str) -> dict[str, Any]:
@@ -98,9 +116,12 @@ def parse_lora(text: str) -> dict[str, Any]:
     if not colon:
         return {"name": name}
     try:
-        return {"name": name, "weight": float(weight)}
+        number = float(weight)
     except ValueError:
-        raise UsageError(f"--lora: {text}: the weight {weight!r} is no number.") from None
+        number = math.nan
+    if not math.isfinite(number):
+        raise UsageError(f"--lora: {text}: the weight {weight!r} is no number.")
+    return {"name": name, "weight": number}
 
 
 def _single(prompt: str, request: dict[str, Any], output: Path | None) -> Piece:

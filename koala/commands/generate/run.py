@@ -8,7 +8,7 @@ from typing import Final
 from PIL import Image
 from rich.console import Console
 
-from koala.client import Client, Refused
+from koala.client import Client, Refused, url_problem
 from koala.commands.generate.drawing import Drawing, DrawingFailed, NotSaved, Saved
 from koala.commands.generate.pictures import Easel, why_not
 from koala.commands.generate.pieces import Piece, UsageError
@@ -46,8 +46,14 @@ def run(
         The exit code: 0, 1 if anything failed, 130 after Ctrl-C.
 
     Raises:
-        UsageError: Pictures are asked for where there can be none.
+        UsageError: Pictures are asked for where there can be none, or the address or the key
+            cannot be one.
     """
+    problem = url_problem(url)
+    if problem is not None:
+        raise UsageError(f"--url: {url}: {problem}.")
+    if api_key is not None and not api_key.isprintable():
+        raise UsageError("--api-key: it has characters that no key has, such as a line's end.")
     obstacle = "--json is for programs" if as_json else why_not(console)
     if preview and obstacle is not None:
         raise UsageError(f"--preview: {obstacle}.")
@@ -83,8 +89,16 @@ class _Session:
         if len(self.pieces) > 1 and not self.as_json:
             self.console.print(self._summary())
         elif self.easel is not None and self._saved:
-            self.console.print(self.easel.picture(list(map(_open, self._saved))))
+            self._show(self.easel)
         return 1 if self.failed else 0
+
+    def _show(self, easel: Easel) -> None:
+        try:
+            images = list(map(_open, self._saved))
+        except (ValueError, OSError, SyntaxError, Image.DecompressionBombError):
+            complain("What came is in the files, but is no image that can be shown.")
+        else:
+            self.console.print(easel.picture(images))
 
     async def _draw_all(self, url: str, api_key: str | None) -> None:
         is_shown = self.console.is_terminal and not self.as_json

@@ -123,8 +123,12 @@ class Screen:
     def _preview(self, task: TaskID, event: dict[str, Any]) -> None:
         if self._easel is None:
             return
-        with Image.open(io.BytesIO(base64.b64decode(event["b64_json"]))) as image:
-            self._previews[task, event["image"]] = image.convert("RGB")
+        try:
+            with Image.open(io.BytesIO(base64.b64decode(event["b64_json"]))) as image:
+                self._previews[task, event["image"]] = image.convert("RGB")
+        except (ValueError, OSError, SyntaxError, Image.DecompressionBombError):
+            # No image is lost with a preview that cannot be shown.
+            return
         self._draw()
 
     def _draw(self) -> None:

@@ -10,9 +10,10 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from koala import __version__, processors
+from koala import __version__, compiled_code, processors
 from koala.commands import keys
 from koala.console import fail, load_settings, out, say
+from koala.settings import Settings
 
 app = typer.Typer(
     name="koala",
@@ -31,6 +32,21 @@ def quieten() -> None:
     """Keep diffusers and transformers from speaking at import, of parts that we do not use."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+
+
+def prepare_torch(settings: Settings) -> None:
+    """Set what torch and what builds on it read of the environment when they are imported.
+
+    Raises:
+        typer.Exit: What is compiled cannot be kept where only this user can write.
+    """
+    quieten()
+    processors.configure(os.environ)
+    if settings.compile:
+        try:
+            compiled_code.configure(os.environ)
+        except compiled_code.NoPlace as error:
+            raise fail(f"KOALA_COMPILE: {error}.") from None
 
 
 def missing(error: ModuleNotFoundError) -> Exception:
@@ -88,8 +104,7 @@ def work(model: Model = None) -> None:
 
     settings = load_settings(model=model)
     logs.configure(settings)
-    quieten()
-    processors.configure(os.environ)
+    prepare_torch(settings)
     signal.signal(signal.SIGTERM, leave)
     try:
         from worker.run import run
@@ -323,8 +338,7 @@ def measure(
         if not (width.isdecimal() and height.isdecimal()):
             raise fail(f"--size: WIDTHxHEIGHT in pixels, got {text!r}.")
         sizes.append((int(width), int(height)))
-    quieten()
-    processors.configure(os.environ)
+    prepare_torch(settings)
     try:
         from worker.measure import CannotMeasure, run
     except ModuleNotFoundError as error:

@@ -101,14 +101,21 @@ class EmbeddedServer(Part):
                 file.seek(max(self._log_start, file.seek(0, os.SEEK_END) - _MOST_LOG_BYTES))
                 lines = file.read().decode(errors="replace").splitlines()
         except OSError:
-            return None
+            return self._silence()
         texts = [text for line in lines if (text := _LOG_PREFIX.sub("", line).strip())]
         # Valkey warns of the system's settings at each start, and frames messages with stars.
         texts = [t for t in texts if not t.startswith("WARNING") and not _RULE.fullmatch(t)]
         if not texts:
-            return None
+            return self._silence()
         said = " ".join(texts[-_MOST_LOG_LINES:])
         return f"{said} {self._advice(said)}"
+
+    def _silence(self) -> str | None:
+        # What it has to say goes into a file, for which there may be no room either.
+        with suppress(OSError):
+            if not os.statvfs(self._settings.data_dir).f_bavail:
+                return f"There is no space left on the disk of {self._settings.data_dir.resolve()}."
+        return None
 
     def close(self) -> None:
         """Unlock the directory."""

@@ -252,3 +252,15 @@ def test_a_server_whose_folder_cannot_be_used_says_so_at_once(
         failure.value
     )
     assert str(tmp_path / "valkey" / "valkey.log") in str(failure.value)
+
+
+def test_a_server_that_could_not_even_write_its_log_is_told_as_a_full_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = EmbeddedServer(Settings(data_dir=tmp_path))
+    assert server.last_words() is None
+    # In place of a file system of its own, which takes root to mount.
+    full = os.statvfs_result((4096, 4096, 100, 0, 0, 10, 0, 0, 0, 255))
+    monkeypatch.setattr(os, "statvfs", lambda _: full)
+    assert server.last_words() == f"There is no space left on the disk of {tmp_path}."
+    server.close()

@@ -6,7 +6,11 @@ from collections.abc import Iterable
 from contextlib import suppress
 from errno import EEXIST, EISDIR
 from pathlib import Path
+from typing import Final
 from uuid import uuid4
+
+# About as much as a small image: an empty file has room on a full disk too.
+_PROBE_BYTES: Final = 65_536
 
 
 def check(path: Path) -> None:
@@ -23,8 +27,9 @@ def check(path: Path) -> None:
         path.parent.mkdir(parents=True)
     # What permissions say is not all: the file system may be full or read-only.
     try:
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
+        with tempfile.TemporaryFile(dir=path.parent) as file:
+            file.write(bytes(_PROBE_BYTES))
+            file.flush()
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path.parent)) from None
 

@@ -45,6 +45,12 @@ def test_what_cannot_be_written_whole_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_full_disk_is_told_before_there_is_anything_to_write(tmp_path: Path) -> None:
+    with full_disk(), pytest.raises(OSError, match=str(tmp_path)):
+        output_file.check(tmp_path / "a.png")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_what_was_there_stays_if_it_cannot_be_replaced(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(b"before")

@@ -462,16 +462,10 @@ def test_an_image_that_cannot_be_written_is_not_lost(
     folder = tmp_path / "mine"
     folder.mkdir()
     (folder / "prompts.txt").write_text("a koala\n" * 12)
-    # As on a full disk: no file gets longer than this.
-    limited = ["prlimit", "--fsize=16", sys.executable, "-m", "koala", "generate"]
-    process = subprocess.Popen(
-        [*limited, "--batch", "prompts.txt", "--url", served.base_url],
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = start(served, folder, "--batch", "prompts.txt")
     wait_until(lambda: len(worker.waiting()) == 8, 60)
+    # As on a disk that is full by now: no file gets longer than this.
+    subprocess.run(["prlimit", "--fsize=16", f"--pid={process.pid}"], check=True)
     with worker.working():
         code, out, error = finished(process)
     assert code == 1

@@ -26,7 +26,9 @@ class SingleFlight(Generic[T]):
         Raises:
             Exception: What the call raises; every caller that waited for it gets the same.
         """
-        if self._task is None:
+        # One that is done is not under way, though `_end` may not have been called yet: a caller
+        # that asks until something has changed would get its result at once, and never yield.
+        if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._run())
             self._task.add_done_callback(self._end)
         return await asyncio.shield(self._task)
@@ -35,7 +37,8 @@ class SingleFlight(Generic[T]):
         return await self._call()
 
     def _end(self, task: asyncio.Task[T]) -> None:
-        self._task = None
+        if self._task is task:
+            self._task = None
         if not task.cancelled():
             # Read here, too: asyncio reports an error that no caller is left to take.
             task.exception()

@@ -17,14 +17,14 @@ from koala.supervisor import Supervisor
 
 
 @pytest.fixture
-def deep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+def deep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Settings]:
     """Settings whose socket lies in the temporary directory, which is this test's own."""
-    shared = tmp_path / "tmp"
-    shared.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(shared))
-    settings = Settings(data_dir=tmp_path / ("x" * 120))
-    assert settings.embedded_socket.parent.parent == shared
-    return settings
+    # A socket's path has 107 bytes at most, and the folder of a test takes up to 80 of them.
+    with tempfile.TemporaryDirectory(prefix="k-") as shared:
+        monkeypatch.setattr(tempfile, "tempdir", shared)
+        settings = Settings(data_dir=tmp_path / ("x" * 120))
+        assert settings.embedded_socket.parent.parent == Path(shared)
+        yield settings
 
 
 @pytest.fixture

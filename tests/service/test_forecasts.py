@@ -131,8 +131,9 @@ def test_jobs_that_come_while_a_forecast_is_made_get_an_eta_too(
 
 
 def eta(served: Served, job_id: str) -> float:
-    # What was looked at before is not told again.
+    # What was looked at before is not told again, however long the forecast from it took.
     served.gateway.forecasts._look.taken_at = float("-inf")
+    served.gateway.forecasts._rests_until = float("-inf")
     told: float = served.http.get(f"/v1/jobs/{job_id}").json()["eta_seconds"]
     return told
 

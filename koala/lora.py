@@ -30,6 +30,8 @@ MAX_LORA_WEIGHT: Final = 10.0
 _SUFFIX: Final = ".safetensors"
 # SDXL's LoRAs name some thousands of tensors in less than 1 MiB; trainers add notes of their own.
 _LONGEST_HEADER: Final = 16 * 2**20
+# SDXL's have some 2,200 layers of three tensors each; a header of empty ones costs only time.
+_MOST_TENSORS: Final = 32_768
 # Files whose headers were read last, of which it is remembered what came of that.
 _REMEMBERED: Final = 256
 # A name may be valid here and longer than that of a file.
@@ -104,6 +106,11 @@ class LoraFile:
             raise LoraError.unusable(self.name, error.strerror) from None
         if not header.tensors:
             raise LoraError.unusable(self.name, "it is empty")
+        if len(header.tensors) > _MOST_TENSORS:
+            raise LoraError.unusable(
+                self.name,
+                f"it has {len(header.tensors)} tensors, no LoRA has more than {_MOST_TENSORS}",
+            )
         return header
 
 

@@ -123,6 +123,15 @@ TENSOR = {"dtype": "F16", "shape": [2], "data_offsets": [0, 4]}
         (safetensors({"a": TENSOR}, bytes(3)), "it is truncated, "),
         (safetensors({"a": TENSOR}, bytes(5)), "it has 1 bytes too many"),
         (safetensors({"__metadata__": {"a": "b"}}), "it is empty"),
+        (
+            safetensors(
+                {
+                    str(i): {"dtype": "F16", "shape": [0], "data_offsets": [0, 0]}
+                    for i in range(40_000)
+                }
+            ),
+            "it has 40000 tensors",
+        ),
     ],
 )
 def test_a_file_that_is_no_lora_of_any_model_is_refused_with_the_reason(

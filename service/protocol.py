@@ -38,7 +38,7 @@ _ABSOLUTE: Final = re.compile(rb"https?://([^/]*)(/.*)?", re.IGNORECASE | re.DOT
 
 
 class _Phase(enum.Enum):
-    """What a connection is doing; the values are reasons to close it, as metrics tell them."""
+    """What a connection is doing; values are reasons to close it, as metrics tell most of them."""
 
     NEW = "new"
     HEADERS = "headers"
@@ -173,7 +173,6 @@ class GuardedProtocol(H11Protocol):
             case _Phase.REST_OF_BODY:
                 self._limit(self._settings.body_seconds)
             case _:
-                # uvicorn itself closes connections that are kept alive for too long.
                 self._limit(None)
         if self._phase is _Phase.BUSY:
             self._open_connections.busy(self)
@@ -197,7 +196,8 @@ class GuardedProtocol(H11Protocol):
     def _expire(self) -> None:
         if self.transport.is_closing():
             return
-        self._count(self._phase.value)
+        if self._phase is not _Phase.KEPT_ALIVE:
+            self._count(self._phase.value)
         if self._phase is _Phase.HEADERS:
             seconds = self._settings.header_seconds
             self._refuse(
@@ -212,6 +212,9 @@ class GuardedProtocol(H11Protocol):
             self._settings.unread_seconds, self._check_unread
         )
 
+            case _Phase.KEPT_ALIVE:
+                # uvicorn's own timer is off if the body's end came after the answer.
+                self._limit(self._settings.keep_alive_seconds)
     def _stop_watching_unread(self) -> None:
         if self._unread_deadline is not None:
             self._unread_deadline.cancel()

@@ -107,6 +107,16 @@ def test_a_connection_is_kept_alive_for_some_time_only(hasty: Served) -> None:
     assert answer.status == 200
 
 
+def test_a_connection_whose_body_came_after_its_answer_is_kept_alive_no_longer(
+    hasty: Served,
+) -> None:
+    with connect(hasty) as connection:
+        connection.sendall(head_of_post("/nothing", 10) + b"early")
+        assert read_until(connection, b"}}").startswith(b"HTTP/1.1 404")
+        connection.sendall(b" late")
+        assert read_all(connection) == b""
+
+
 def test_an_image_that_is_not_read_is_cut_off(hasty: Served) -> None:
     name, before = f"{'0b' * 16}-0.png", closed(hasty, "unread")
     hasty.gateway.store.put(name, os.urandom(20_000_000))

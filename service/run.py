@@ -100,6 +100,8 @@ def server_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
         http=cast("type[asyncio.Protocol]", protocol),
         h11_max_incomplete_event_size=header_limit.MOST_BYTES,
         backlog=backlog(descriptor_limit()),
+        # Else a pipelined request begins with the context of the one before: its job, its key.
+        reset_contextvars=True,
         timeout_keep_alive=settings.keep_alive_seconds,
         timeout_graceful_shutdown=max(1, int(settings.drain_seconds)),
     )

@@ -7,6 +7,9 @@ import socket
 from collections.abc import Iterator
 
 import pytest
+import structlog
+from structlog.testing import capture_logs
+from structlog.typing import EventDict
 from uvicorn.protocols.http import h11_impl
 from uvicorn.protocols.http.flow_control import FlowControl
 
@@ -111,6 +114,28 @@ def test_a_half_close_before_the_end_of_a_request_is_the_end(api: Served) -> Non
         assert read_all(connection) == b""
     with half_closed(api, b"GET /healthz HTTP/1.1\r\n") as connection:
         assert read_all(connection) == b""
+
+
+def test_the_next_request_on_a_connection_is_not_logged_with_the_last_ones_job(
+    api: Served, worker: FakeWorker
+) -> None:
+    submit_async = head_of_post(GENERATIONS, len(BODY)).replace(
+        b"\r\n\r\n", b"\r\nPrefer: respond-async\r\n\r\n"
+    )
+    with capture_logs([structlog.contextvars.merge_contextvars]) as lines, connect(api) as client:
+        # At once, so that the second begins where the first one ends.
+        client.sendall(submit_async + BODY + get("/v1/models"))
+        read_until(client, b'"object":"list"')
+        wait_until(lambda: len(requests(lines)) == 2)
+    assert [(line["path"], "job_id" in line) for line in requests(lines)] == [
+        (GENERATIONS, True),
+        ("/v1/models", False),
+    ]
+    worker.finish(worker.take())
+
+
+def requests(lines: list[EventDict]) -> list[EventDict]:
+    return [line for line in lines if line["event"] == "request"]
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,8 @@
   ``nc -N`` does, still gets an answer that needs no waiting. What waits hears of it as of a
   hang-up, for the two look the same from here.
 - **Absolute-form request targets** (``GET http://host/path``), which RFC 9112 wants served.
+- **Hang-ups behind pipelined requests.** uvicorn stops reading at the first of them and would not
+  hear of the end of the connection until the answer is written.
 
 uvicorn's own class is built for being replaced, not for being extended; what is relied upon here is
 pinned by ``tests/service/test_protocol.py``.
@@ -35,6 +37,8 @@ from service.connections import Connections
 from service.metrics import Metrics
 
 _ABSOLUTE: Final = re.compile(rb"https?://([^/]*)(/.*)?", re.IGNORECASE | re.DOTALL)
+# So much of requests that wait for their turn is read, to hear of a hang-up behind them.
+_MOST_PIPELINED: Final = 65_536
 
 
 class _Phase(enum.Enum):
@@ -102,6 +106,12 @@ class GuardedProtocol(H11Protocol):
     def data_received(self, data: bytes) -> None:
         """Take in what the client sends."""
         super().data_received(data)
+        if (
+            self.flow.read_paused
+            and self.conn.their_state is h11.DONE
+            and len(self.conn.trailing_data[0]) < _MOST_PIPELINED
+        ):
+            self.flow.resume_reading()
         self._look()
 
     def eof_received(self) -> bool | None:  # type: ignore[override]

@@ -4,6 +4,7 @@ import inspect
 import json
 import os
 import socket
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -114,6 +115,38 @@ def test_a_half_close_before_the_end_of_a_request_is_the_end(api: Served) -> Non
         assert read_all(connection) == b""
     with half_closed(api, b"GET /healthz HTTP/1.1\r\n") as connection:
         assert read_all(connection) == b""
+
+
+def test_a_hang_up_is_noticed_behind_requests_that_wait_for_their_turn(
+    api: Served, worker: FakeWorker
+) -> None:
+    with connect(api) as connection:
+        connection.sendall(head_of_post(GENERATIONS, len(BODY)) + BODY)
+        job_id = worker.take()
+        for _ in range(3):
+            connection.sendall(get("/healthz"))
+            # Another connection's answer: the piece has been read, or else it never is.
+            assert api.http.get("/healthz").is_success
+    wait_until(lambda: worker.redis.hexists(worker.keys.job(job_id), "koala_cancel"))
+    worker.cancel(job_id)
+
+
+def test_requests_that_wait_for_their_turn_are_answered_however_many_they_are(
+    api: Served, worker: FakeWorker
+) -> None:
+    with connect(api) as connection:
+        connection.sendall(head_of_post(GENERATIONS, len(BODY)) + BODY)
+        job_id = worker.take()
+        many = 5000
+        sender = threading.Thread(
+            target=connection.sendall, args=(many * get("/nothing") + get("/healthz"),)
+        )
+        sender.start()
+        worker.finish(job_id)
+        answer = read_until(connection, b'{"status":"ok"}')
+        sender.join(20)
+    assert answer.startswith(b"HTTP/1.1 200")
+    assert answer.count(b"HTTP/1.1 404") == many
 
 
 def test_the_next_request_on_a_connection_is_not_logged_with_the_last_ones_job(

@@ -9,6 +9,7 @@
 - **Absolute-form request targets** (``GET http://host/path``), which RFC 9112 wants served.
 - **Hang-ups behind pipelined requests.** uvicorn stops reading at the first of them and would not
   hear of the end of the connection until the answer is written.
+- **Bodies in absurdly small chunks** are refused, see :class:`_Parser`.
 
 uvicorn's own class is built for being replaced, not for being extended; what is relied upon here is
 pinned by ``tests/service/test_protocol.py``.
@@ -32,6 +33,7 @@ from uvicorn.server import ServerState
 
 from koala.errors import InvalidRequest, KoalaError, RequestTimeout
 from koala.settings import Settings
+from service import header_limit
 from service.body_limit import SLOWEST_BYTES_PER_SECOND
 from service.connections import Connections
 from service.metrics import Metrics
@@ -39,6 +41,8 @@ from service.metrics import Metrics
 _ABSOLUTE: Final = re.compile(rb"https?://([^/]*)(/.*)?", re.IGNORECASE | re.DOTALL)
 # So much of requests that wait for their turn is read, to hear of a hang-up behind them.
 _MOST_PIPELINED: Final = 65_536
+# A body may come in so many chunks of any size, and in one more for each KiB.
+_MOST_CHUNKS: Final = 4096
 
 
 class _Phase(enum.Enum):
@@ -50,6 +54,31 @@ class _Phase(enum.Enum):
     # The answer came before the end of the request, which is now read and thrown away.
     REST_OF_BODY = "body"
     KEPT_ALIVE = "keep_alive"
+
+
+class _Parser(h11.Connection):
+    """h11 that refuses bodies in absurdly small chunks.
+
+    A chunk of one byte costs as much time as one of 64 KiB, and a read from the network may hold
+    tens of thousands of them: until all are parsed, which takes seconds, all other clients wait.
+    """
+
+    def __init__(self, most_bytes: int) -> None:
+        super().__init__(h11.SERVER, most_bytes)
+        self._chunks = 0
+        self._body_bytes = 0
+
+    def next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
+        """As h11 has it."""
+        event = super().next_event()
+        if isinstance(event, h11.Request):
+            self._chunks = self._body_bytes = 0
+        elif isinstance(event, h11.Data):
+            self._chunks += event.chunk_start
+            self._body_bytes += len(event.data)
+            if self._chunks > _MOST_CHUNKS + self._body_bytes // 1024:
+                raise h11.RemoteProtocolError("The body's chunks are too small")
+        return event
 
 
 class GuardedProtocol(H11Protocol):
@@ -77,6 +106,7 @@ class GuardedProtocol(H11Protocol):
         metrics: Metrics,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
+        self.conn = _Parser(header_limit.MOST_BYTES)
         self._application = self.app
         self.app = cast("Any", self._run)
         self._settings = settings
@@ -182,6 +212,9 @@ class GuardedProtocol(H11Protocol):
                 self._limit(self._settings.header_seconds)
             case _Phase.REST_OF_BODY:
                 self._limit(self._settings.body_seconds)
+            case _Phase.KEPT_ALIVE:
+                # uvicorn's own timer is off if the body's end came after the answer.
+                self._limit(self._settings.keep_alive_seconds)
             case _:
                 self._limit(None)
         if self._phase is _Phase.BUSY:
@@ -222,9 +255,6 @@ class GuardedProtocol(H11Protocol):
             self._settings.unread_seconds, self._check_unread
         )
 
-            case _Phase.KEPT_ALIVE:
-                # uvicorn's own timer is off if the body's end came after the answer.
-                self._limit(self._settings.keep_alive_seconds)
     def _stop_watching_unread(self) -> None:
         if self._unread_deadline is not None:
             self._unread_deadline.cancel()

@@ -171,6 +171,34 @@ def requests(lines: list[EventDict]) -> list[EventDict]:
     return [line for line in lines if line["event"] == "request"]
 
 
+@pytest.mark.parametrize("answered", [True, False], ids=["thrown away", "read"])
+def test_a_body_in_absurdly_small_chunks_is_refused(api: Served, answered: bool) -> None:
+    """Each chunk costs as much as a large one, and while they are read all others wait."""
+    path = "/nothing" if answered else GENERATIONS
+    head = head_of_post(path, 0).replace(b"Content-Length: 0", b"Transfer-Encoding: chunked")
+    with connect(api) as connection:
+        connection.sendall(head)
+        if answered:
+            assert read_until(connection, b"}}").startswith(b"HTTP/1.1 404")
+        connection.sendall(5000 * b"1\r\n \r\n")
+        rest = read_all(connection)
+    if answered:
+        assert rest == b""
+    else:
+        assert parse(rest).error["code"] == "invalid_http"
+
+
+def test_a_body_in_small_chunks_is_read(api: Served, worker: FakeWorker) -> None:
+    head = head_of_post(GENERATIONS, 0).replace(
+        b"Content-Length: 0", b"Prefer: respond-async\r\nTransfer-Encoding: chunked"
+    )
+    with connect(api) as connection:
+        chunks = [b"%x\r\n%s\r\n" % (1, BODY[i : i + 1]) for i in range(len(BODY))]
+        connection.sendall(head + 4000 * b"1\r\n \r\n" + b"".join(chunks) + b"0\r\n\r\n")
+        assert connection.recv(65_536).startswith(b"HTTP/1.1 202")
+    worker.finish(worker.take())
+
+
 @pytest.mark.parametrize(
     ("target", "status"),
     [
@@ -280,6 +308,9 @@ def test_uvicorn_is_built_as_our_protocol_class_expects() -> None:
     # It calls the application that it holds, and tells itself of each answer's end.
     source = inspect.getsource(base.handle_events)
     assert "app = self.app" in source
+    # It parses with what we put in its parser's place.
+    assert "event = self.conn.next_event()" in source
+    assert "except h11.RemoteProtocolError:" in source
     assert "self.cycle = RequestResponseCycle(" in source
     assert "on_response=self.on_response_complete" in source
     assert "self.send_400_response(" in source

@@ -91,6 +91,8 @@ def read_header(file: BinaryIO, longest: int = LONGEST_HEADER) -> TensorHeader:
         content = json.loads(text)
         metadata = {str(key): str(value) for key, value in content.pop(_METADATA, {}).items()}
         tensors = {key: _entry(entry, begin) for key, entry in content.items()}
+        # JSON can spell halves of surrogate pairs, which no text has.
+        "".join(tensors).encode()
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
         raise TensorFileError(_NO_FILE) from None
     end = begin

@@ -18,6 +18,9 @@ _ALL_WITHHELD: Final = (
     "What was drawn is withheld: the safety check refused it. Another prompt or seed may pass."
 )
 
+# Characters of a reason for people.
+_LONGEST_REASON: Final = 2000
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
@@ -37,7 +40,12 @@ class Outcome:
 
     @classmethod
     def failed(cls, code: str, message: str) -> "Outcome":
-        """The job cannot be done; ``message`` is a sentence for people."""
+        """The job cannot be done; ``message`` is a sentence for people.
+
+        It may quote what a file says, so anything: what Redis could not keep is escaped, and what
+        nobody would read is cut.
+        """
+        message = message[:_LONGEST_REASON].encode(errors="backslashreplace").decode()
         error = JobError(message=message, code=code)
         event = JobEvent(EventType.FAILED, {"error": error.model_dump()})
         return cls(JobStatus.FAILED, event, reason=message, code=code)

@@ -81,7 +81,7 @@ class Landing:
         job.forget_hooks()
         job.last_event = outcome.event
         try:
-            self._worker.fail(job, execution, reason)
+            self._worker.fail(job, execution, outcome.reason)
         except LeaseLost:
             self._metrics.leases_lost.inc()
         except AlreadyEnded:

@@ -122,6 +122,7 @@ TENSOR = {"dtype": "F16", "shape": [2], "data_offsets": [0, 4]}
         (safetensors({"a": TENSOR | {"data_offsets": [4, 8]}}, bytes(8)), "no safetensors file"),
         (safetensors({"a": TENSOR}, bytes(3)), "it is truncated, "),
         (safetensors({"a": TENSOR}, bytes(5)), "it has 1 bytes too many"),
+        (safetensors({"\ud800": TENSOR}, bytes(4)), "it is no safetensors file"),
         (safetensors({"__metadata__": {"a": "b"}}), "it is empty"),
         (
             safetensors(

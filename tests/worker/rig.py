@@ -34,6 +34,7 @@ T = TypeVar("T")
 
 TROUBLES = {
     "broken": RuntimeError("the engine gave up"),
+    "unspeakable": RuntimeError("\ud800" + "x" * 10_000),
     "huge": DoesNotFit("64x64 px", 9 * 2**30, 7 * 2**30),
 }
 

@@ -53,6 +53,20 @@ def test_what_does_not_fit_fails_by_name_and_number(rig: Rig) -> None:
     )
 
 
+def test_a_reason_that_is_no_text_or_endless_fails_its_job_and_not_the_worker(rig: Rig) -> None:
+    """Such as that of a LoRA whose keys are halves of surrogate pairs, or megabytes long."""
+    job_id, good = rig.submit(prompt="unspeakable"), rig.submit()
+
+    rig.work()
+
+    code, message = error(rig, job_id)
+    assert code == "generation_failed"
+    assert message.startswith("\\ud800xxx")
+    assert len(message) < 5000
+    assert rig.record(good).state == "completed"
+    assert rig.leftovers() == []
+
+
 def test_a_store_that_refuses_fails_the_job_with_its_reason(rig: Rig) -> None:
     job_id = rig.submit(n=2)
 

@@ -26,7 +26,9 @@ def check_webhook_url(text: str, settings: Settings) -> None:
     # The parser that the delivery uses: two could understand one text in two ways.
     try:
         url = httpx.URL(text)
-    except httpx.InvalidURL as error:
+        # Decoded here, since a name that begins with xn-- may be the code of none.
+        name = url.host
+    except (httpx.InvalidURL, UnicodeError) as error:
         _refuse(f"is not a URL: {str(error).rstrip('.')}")
     if url.scheme not in ("http", "https"):
         _refuse("must begin with https:// or http://")
@@ -36,10 +38,10 @@ def check_webhook_url(text: str, settings: Settings) -> None:
         _refuse("must not have a fragment (#): it would not be sent")
     if url.port is not None and not 1 <= url.port <= 65_535:
         _refuse("must have a port from 1 to 65535, or none")
-    _check_host(url, settings)
+    _check_host(url, name, settings)
 
 
-def _check_host(url: httpx.URL, settings: Settings) -> None:
+def _check_host(url: httpx.URL, shown: str, settings: Settings) -> None:
     host = url.raw_host.decode("ascii")
     address = literal(host)
     # With a % an IPv6 address names one of our own interfaces.
@@ -51,7 +53,7 @@ def _check_host(url: httpx.URL, settings: Settings) -> None:
     is_local = name == "localhost" or name.endswith(".localhost")
     if is_local or (address is not None and not is_public(address)):
         _refuse(
-            f"must not lead to {url.host[:80]}: private, loopback and reserved addresses are "
+            f"must not lead to {shown[:80]}: private, loopback and reserved addresses are "
             "refused unless the server has KOALA_WEBHOOK_ALLOW_PRIVATE=1"
         )
 

@@ -202,6 +202,8 @@ def refusal(url: str, **settings: object) -> str:
         ("http://koala.example:99999/", "port"),
         ("http://koala.example:no/", "not a URL"),
         ("http://[::1/", "not a URL"),
+        ("http://xn--/", "not a URL"),
+        ("http://xn--a.example/", "not a URL"),
         ("http://\uff11\uff12\uff17.0.0.1/", "not a URL"),
         ("http://koala.example/\nHost: other", "not a URL"),
         ("https://user:word@koala.example/", "user name or password"),

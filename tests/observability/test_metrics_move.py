@@ -134,6 +134,13 @@ class Client:
         assert self.http.get(url).status_code >= 500
         path.rmdir()
 
+    def record_that_cannot_be_read(self) -> None:
+        job_id = self.submit()
+        self.end(job_id)
+        self.redis.hset(self.keys.job(job_id), "data", b"no job")
+        unreadable = self.http.get("/v1/jobs").raise_for_status().json()["unreadable"]
+        assert [record["id"] for record in unreadable] == [job_id]
+
     def image_that_expires(self) -> None:
         name = self.draw()["data"][0]["url"].rpartition("/")[2]
         [member] = [
@@ -170,6 +177,7 @@ def test_every_counter_moves_when_what_it_counts_happens(observed: Observed) -> 
         client.webhook()
         client.image_that_cannot_be_stored()
         client.image_that_cannot_be_read()
+        client.record_that_cannot_be_read()
         client.image_that_expires()
 
     tables = {part: documented(part.capitalize()) for part in before}

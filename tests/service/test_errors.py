@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from httpx import Response
 
+from koala.queue import JobQueue
 from koala.settings import Settings
-from tests.service.fakes import FakeWorker, Served, serving
+from tests.service.fakes import Served, serving
 
 GENERATIONS = "/v1/images/generations"
 JSON = {"Content-Type": "application/json"}
@@ -163,12 +164,14 @@ def test_without_redis_the_gateway_answers_503(tmp_path: Path) -> None:
 
 
 def test_an_unexpected_error_is_a_500_that_tells_nothing_but_its_id(
-    served: Served, worker: FakeWorker, caplog: pytest.LogCaptureFixture
+    served: Served, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    job_id = f"job_{'0' * 32}"
-    worker.redis.hset(worker.keys.job(job_id), mapping={"status": "secret nonsense"})
+    async def faulty(self: JobQueue, job_id: str) -> None:
+        raise RuntimeError("secret nonsense")
+
+    monkeypatch.setattr(JobQueue, "get", faulty)
     with caplog.at_level(logging.ERROR):
-        response = served.http.get(f"/v1/jobs/{job_id}", headers={"X-Request-ID": "mine-7"})
+        response = served.http.get(f"/v1/jobs/job_{'0' * 32}", headers={"X-Request-ID": "mine-7"})
     assert response.status_code == 500
     assert code_of(response) == "internal_error"
     assert "mine-7" in response.json()["error"]["message"]

@@ -12,7 +12,7 @@ from koala.keys import Keys
 from koala.scripts import CANCEL, KEPT, ending, prelude
 from koala.settings import Settings
 
-# ARGV: job id, Redis' time in RQ's form, '1' to spare jobs that somebody else knows
+# ARGV: job id, Redis' time in RQ's form, '1' to spare jobs that another client knows
 _CANCEL: Final = """
 local id = ARGV[1]
 local job = held(id, 'status', 'worker_name', %(kept)s)

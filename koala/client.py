@@ -17,7 +17,7 @@ _SILENCE_SECONDS: Final = 45.0
 _AWAY: Final = frozenset({502, 503, 504})
 _ENDS: Final = frozenset({"completed", "failed", "cancelled"})
 _LAST_PORT: Final = 65_535
-# A server may name any number of seconds; somebody who waits longer asks again.
+# A server may name any number of seconds; a longer wait is cut here, and the user asks again.
 _LONGEST_RETRY_AFTER: Final = 3600.0
 
 

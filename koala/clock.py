@@ -24,7 +24,7 @@ _STEADY: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 class RedisClock:
     """Tells Redis' time without asking Redis each time.
 
-    It knows how far Redis' time is from this machine's steady clock, which nobody sets. Redis read
+    It knows how far Redis' time is from this machine's steady clock, which is never set. Redis read
     its clock at some moment between question and answer, so the error is at most the time that the
     latest answer took; usually it is half the time that the quickest one took.
     """

@@ -29,7 +29,7 @@ _DAMAGED: Final = re.compile(r"append only file (\S+\.aof)\b")
 _RULE: Final = re.compile(r"[\W_]*")
 
 # Some 60,000 finished jobs: past it new ones are refused, and what is running goes on when others
-# have expired. Without a bound the kernel would end whichever process asks for memory next.
+# have expired. Without a bound the kernel would end the process that asks for memory next.
 MAX_MEMORY_BYTES: Final = 1024**3
 
 
@@ -41,7 +41,7 @@ class EmbeddedServer(Part):
     """The supervised server of a data directory, which no second one can use meanwhile.
 
     The directory is locked by a file that this process and the server hold open: for as long as
-    either of them lives, whichever ends first and however it ends.
+    either of them lives, no matter which ends first and how.
 
     Args:
         settings: Where the data directory is.
@@ -60,7 +60,7 @@ class EmbeddedServer(Part):
         )
 
     def announce(self, address: str) -> None:
-        """Say where this service is to whoever finds the directory locked."""
+        """Say where this service is to a process that finds the directory locked."""
         self._address = address
         _sign(self._lock, address)
 

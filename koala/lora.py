@@ -95,7 +95,7 @@ class LoraFile:
         """Its header.
 
         Raises:
-            LoraError: It cannot be read, or the file is no LoRA of whichever model.
+            LoraError: It cannot be read, or the file is no LoRA of any model.
         """
         try:
             with self.path.open("rb") as file:

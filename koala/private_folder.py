@@ -25,7 +25,7 @@ def intruder(folder: Path) -> str | None:
     """How another user could put files of theirs into ``folder``, if they could; else ``None``.
 
     For a folder in a place that is shared, such as the temporary directory: there another user may
-    have made it first. One that does not exist is nobody's.
+    have made it first. One that does not exist has no owner yet.
     """
     try:
         found = folder.lstat()

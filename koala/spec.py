@@ -66,7 +66,7 @@ class JobSpec(_Frozen):
     alone. ``width`` and ``height`` are pixels. A ``scheduler`` of ``None`` is the model's own: the
     worker knows it. ``images_id`` cannot be guessed (:func:`new_images_id`) and is fixed per
     job, so that a second run overwrites the first one's files. ``owner`` is the name of the API key
-    that the request came with, empty where nobody logs in. After ``deadline`` (Redis' time in
+    that the request came with, empty where there are no keys. After ``deadline`` (Redis' time in
     seconds) nobody wants the images any more. ``previews`` are shown of each image on its way.
     ``lora`` is added to the model for these images only. ``moderation`` is how strict the safety
     check is, where there is one.

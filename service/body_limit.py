@@ -7,7 +7,7 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-# Whoever is slower than this is not waited for.
+# A client that is slower than this is not waited for.
 SLOWEST_BYTES_PER_SECOND: Final = 1024
 
 

@@ -1,6 +1,6 @@
 """How many connections one gateway has open, and which is closed when there are too many.
 
-Each connection costs a file descriptor, and a process that has none left can accept nobody, not
+Each connection costs a file descriptor, and a process that has none left can accept no client, not
 even a health check. So their number is bounded. A connection is *busy* while a request on it is
 being read, worked on or answered; otherwise it is *silent*: new, between two requests, or sending
 a request's headers. Busy ones are never closed. At the bound the one that has been silent longest

@@ -1,4 +1,4 @@
-"""Whether the image store can be used: asked now and then, by whoever wants to know first."""
+"""Whether the image store can be used: asked now and then, by the first that wants to know."""
 
 import asyncio
 import time

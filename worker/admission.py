@@ -23,7 +23,7 @@ from worker.flight import Flight
 from worker.leases import Leases
 from worker.strays import Strays
 
-# How long RQ's record of an execution is kept that nobody removes.
+# How long RQ's record of an execution is kept that is never removed.
 _EXECUTION_TTL: Final = 7 * 86_400
 
 # Why a job goes back whose claim was of no use.
@@ -200,7 +200,7 @@ class Admission:
         """Replace what RQ wrote by this machine's clock.
 
         In its registries an execution never expires: RQ fails a job whose execution did by the
-        clock of whatever machine somebody looks from. The lease decides.
+        clock of any machine that looks. The lease decides.
         """
         moment = self._worker.clock.now()
         execution.created_at = execution.last_heartbeat = moment

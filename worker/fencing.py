@@ -286,6 +286,6 @@ class FencedWorker(SimpleWorker):
 
     def _expire(self, registry: str, job: Job, ttl: int | None, pipeline: Pipeline) -> None:
         """Say when a registry forgets a job that RQ put into it by the machine's clock."""
-        # Whoever else puts jobs into the queue may leave it to RQ, or want it never to happen.
+        # Another program that puts jobs into the queue may leave it to RQ, or not want it at all.
         if ttl is not None and ttl >= 0:
             pipeline.zadd(registry, {job.id: int(self.clock.time()) + ttl}, xx=True)

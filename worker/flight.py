@@ -43,7 +43,7 @@ class Outcome:
         """The job cannot be done; ``message`` is a sentence for people.
 
         It may quote what a file says, so anything: what Redis could not keep is escaped, and what
-        nobody would read is cut.
+        no reader wants is cut.
         """
         message = message[:_LONGEST_REASON].encode(errors="backslashreplace").decode()
         error = JobError(message=message, code=code)

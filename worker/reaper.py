@@ -109,7 +109,7 @@ for _, entry in ipairs(redis.call('ZRANGE', started, 0, per_pass - 1)) do
     redis.call('ZREM', started, entry)
   end
 end
--- Previews are by far the most of what is stored of a job, and nobody watches them afterwards.
+-- Previews are by far the most of what is stored of a job, and no client watches them afterwards.
 local function forget_previews(id)
   heal(id)
   local events = events_of .. id

@@ -103,7 +103,7 @@ class SteadyWorker(FencedWorker):
         self._is_waiting = True
         patience = max_idle_time
         if timeout is not None and patience is None:
-            # RQ would wait on in there, where nobody looks for jobs that were set aside.
+            # RQ would wait on in there, where jobs that were set aside are not looked for.
             patience = _POP_SECONDS
         try:
             while True:
@@ -163,7 +163,7 @@ class SteadyWorker(FencedWorker):
 
     @property
     def should_run_maintenance_tasks(self) -> bool:
-        """RQ's, by a clock that nobody sets."""
+        """RQ's, by a clock that is never set."""
         return time.monotonic() >= self._next_maintenance
 
     def clean_registries(self) -> None:

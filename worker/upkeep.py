@@ -176,7 +176,7 @@ class Upkeep:
         forget_dead(self._worker.connection, self._worker.keys)
 
     def _bury(self, job_id: str, token: str, error: JobError) -> FencedJob | None:
-        """Fail a job that nobody runs; ``None`` where it ended otherwise."""
+        """Fail a job that no worker runs; ``None`` where it ended otherwise."""
         worker = self._worker
         try:
             job = self._fetch(job_id)

@@ -61,7 +61,7 @@ def add(
         raise fail(f"{error}.") from None
     # Alone on stdout, for scripts.
     say(secret)
-    say(f"The key {name!r} is in {path}. Nobody can show its secret again: keep it.", err)
+    say(f"The key {name!r} is in {path}. Its secret cannot be shown again: keep it.", err)
 
 
 @app.command("list")

@@ -1,4 +1,4 @@
-"""The embedded server's socket: whoever answers on it has to be this user's server."""
+"""The embedded server's socket: the server that answers on it has to be this user's."""
 
 import asyncio
 import os

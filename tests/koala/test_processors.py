@@ -34,7 +34,7 @@ def threads_of(*command: str, affinity: set[int] | None = None, **env: str) -> d
         process.terminate()
     told = dict(re.findall(r"(\w+) = '(\w+)'", "".join(lines)))
     assert told, lines
-    # Of a policy that nobody set it says PASSIVE too; what counts is how often threads look.
+    # Of a policy that was not set it says PASSIVE too; what counts is how often threads look.
     return {name: told[name] for name in ("OMP_NUM_THREADS", "GOMP_SPINCOUNT")}
 
 

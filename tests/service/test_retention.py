@@ -108,7 +108,7 @@ def test_what_no_job_will_ever_tell_of_is_removed_and_nothing_else(
         await connection.zadd(keys.images, {ExpiringImages.of(known).encode(): time.time() + 60})
         await retention.remove_orphans()
         assert len(files(settings)) == 5, "it goes by the times of files"
-        # So long nobody told of two of them.
+        # So far no job has told of two of them.
         await connection.zincrby(keys.orphans, -AGE, orphan_name)
         await connection.zincrby(keys.orphans, -AGE, half)
         await connection.zincrby(keys.orphans, 60 - AGE, fresh_name)

@@ -155,7 +155,7 @@ def test_a_waiting_call_may_wait_longer_than_any_of_these_limits(hasty: Served) 
         body = b'{"prompt": "a koala"}'
         waiting.sendall(head_of_post(GENERATIONS, len(body)) + body)
         job_id = worker.take()
-        # Whoever connects later and is closed for it has used up the longest of the limits.
+        # A client that connects later and is closed for it has used up the longest of the limits.
         silent.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
         read_all(silent)
         worker.finish(job_id)

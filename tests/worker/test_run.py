@@ -72,7 +72,7 @@ def test_a_taken_metrics_port_is_told_before_the_model_is_loaded(
         port = taken.getsockname()[1]
         process = start(metrics_port=port)
         assert process.wait(300) == 1
-    # Alone: whoever loads the model measures it, and logs that.
+    # Alone: the process that loads the model measures it, and logs that.
     [line] = (tmp_path / "log.txt").read_text().splitlines()
     assert f"Cannot serve metrics on 127.0.0.1:{port}: Address already in use" in line
     assert "KOALA_METRICS_PORT" in line

@@ -52,7 +52,7 @@ def test_after_an_image_that_was_not_stored_no_job_is_claimed_until_a_probe_goes
     gallery = Gallery(ImageStore(str(store)), describe)
     first = rig.submit()
     working = threading.Thread(target=lambda: rig.work(gallery=gallery))
-    # Nobody knew before.
+    # It was not known before.
     assert gallery.store_watch.trouble is None
     working.start()
     eventually(lambda: rig.record(first).state == "failed")

@@ -107,7 +107,7 @@ class Engine:
 
     @property
     def has_room(self) -> bool:
-        """Whether one more sample, of whichever size, would be of use now.
+        """Whether one more sample, of any size, would be of use now.
 
         Samples whose LoRAs are on their way keep no others out.
         """

@@ -238,7 +238,7 @@ def test_eight_gibibytes_of_a_wrong_shape_are_refused_before_they_are_read(
 
 
 class Gate:
-    """Holds up whichever thread reads the numbers of a LoRA until it is opened."""
+    """Holds up the thread that reads the numbers of a LoRA until it is opened."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.opened = threading.Event()

@@ -81,7 +81,8 @@ class Site:
                 capture_output=True,
                 check=True,
             ).stdout.split(b"\0")
-            names = [name for name in listed if name and (source / name.decode()).is_file()]
+            # Not those deleted; a link may lead to a folder.
+            names = [name for name in listed if name and _is_there(source / name.decode())]
             command = ["tar", "-c", "--null", "--files-from=-"]
             packed = subprocess.run(
                 command, cwd=source, input=b"\0".join(names), capture_output=True, check=True
@@ -244,3 +245,7 @@ class Site:
             "print(r.urlopen('http://prometheus:9090/api/v1' + sys.argv[1]).read().decode())"
         )
         return json.loads(self.run_in("gateway", "python", "-c", code, path))["data"]
+
+
+def _is_there(path: Path) -> bool:
+    return path.is_file() or path.is_symlink()

@@ -9,6 +9,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import torch
+from safetensors.torch import save_file
+
 from koala.settings import Settings
 from tests.service.fakes import FakeWorker, serving
 
@@ -28,7 +31,7 @@ def test_no_request_shows_that_the_document_and_the_gateway_disagree(
 ) -> None:
     # Waiting longer than this would end in a 504, which is an answer but none to learn from.
     for name in ("watercolour", "slider"):
-        (tmp_path / f"{name}.safetensors").touch()
+        save_file({"layer.lora_down.weight": torch.zeros(1)}, tmp_path / f"{name}.safetensors")
     settings = settings.model_copy(update={"sync_timeout": 20.0, "lora_dir": tmp_path})
     worker.advertise(expires_at="2100-01-01T00:00:00Z")
     with serving(settings) as served, worker.working():

